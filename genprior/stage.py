@@ -1,0 +1,119 @@
+"""How a stage starts and ends: parameters, seed, device; outputs written whole; errors in one line."""
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import trange
+
+from genprior.params import InputError, Params
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a read-only folder: the user's to mend, not a defect of ours
+        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def set_up(params: Params) -> "torch.device":
+    """Seed torch, fix the thread count and demand deterministic kernels; returns the device that params names.
+
+    Raises InputError where that device is not there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
+    import torch  # two seconds that the stages without a network need not spend
+
+    torch.manual_seed(params.seed)
+    torch.set_num_threads(params.threads)
+    torch.use_deterministic_algorithms(True)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = params.device
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[name]:
+        usable = ", ".join(kind for kind, found in there.items() if found)
+        raise InputError(f"params.yaml: device = '{name}': torch finds no such device here; there is {usable}")
+    return torch.device(name)
+
+
+def steps(count: int, what: str) -> trange:
+    """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers."""
+    return trange(count, desc=what, disable=None, dynamic_ncols=True, mininterval=0.5)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Write one array as .npy."""
+    with whole_file(path) as part:
+        np.save(part, array, allow_pickle=False)
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """Read one .npy array; InputError names a file that is missing or holds something else."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy array: {error}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8 with plain line feeds, whatever the platform."""
+    with whole_file(path) as part:
+        part.write_bytes(text.encode())
+
+
+def write_metrics(path: str | Path, values: Mapping, digits: int = 6) -> None:
+    """Write nested numbers as sorted JSON, each rounded to `digits` significant digits.
+
+    Raises InputError for a value that is not finite: in a metric difference it would show as changed for ever.
+    """
+    text = json.dumps(_rounded(values, digits, Path(path).stem), indent=2, sort_keys=True)
+    write_text(path, text + "\n")
+
+
+def _rounded(value: object, digits: int, key: str) -> object:
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner, digits, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, bool | str | int):
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise InputError(f"{key} came out as {number}; no such number goes into the metrics")
+    return float(f"{number:.{digits}g}")
+
+
+def write_csv(path: str | Path, table: "pd.DataFrame") -> None:
+    """Write a table as CSV with plain line feeds and numbers of 6 significant digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

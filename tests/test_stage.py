@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+import pytest
+
+from genprior.params import InputError
+from genprior.stage import read_array, run, set_up, whole_file, write_array, write_metrics
+
+
+def test_metrics_are_rounded_sorted_and_nested(tmp_path):
+    write_metrics(tmp_path / "m.json", {"b": 1.23456789, "a": {"n": 3, "x": np.float32(1e-9)}})
+    assert (tmp_path / "m.json").read_text() == json.dumps({"a": {"n": 3, "x": 1e-9}, "b": 1.23457}, indent=2) + "\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_refused_by_name(tmp_path, value):
+    with pytest.raises(InputError, match=r"m\.a\.b"):
+        write_metrics(tmp_path / "m.json", {"a": {"b": value}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_array(tmp_path / "a.npy", np.ones(3))
+
+    def fail_half_way():
+        with whole_file(tmp_path / "a.npy") as part:
+            part.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    np.testing.assert_array_equal(read_array(tmp_path / "a.npy"), np.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not numpy", b"\x93NUMPY\x01\x00"])
+def test_damaged_array_is_named(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.npy"):
+        read_array(tmp_path / "a.npy")
+
+
+def test_pickled_array_is_not_loaded(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(InputError, match=r"a\.npy"):
+        read_array(tmp_path / "a.npy")
+
+
+def test_device_that_is_not_there_is_refused_by_name(params):
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    absent = [name for name, found in there.items() if not found]
+    assert absent  # no machine has both
+    for name in absent:
+        with pytest.raises(InputError, match=name):
+            set_up(params.model_copy(update={"device": name}))
+    assert set_up(params.model_copy(update={"device": "auto"})).type in ("cpu", "cuda", "mps")
+
+
+def test_errors_end_a_stage_with_one_line_and_the_right_code(capsys):
+    def fail(error):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: fail(InputError("params.yaml: seed = -1")))
+    assert caught.value.code == "error: params.yaml: seed = -1"  # Python prints it to stderr and exits with 1
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: fail(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: fail(OSError(28, "No space left on device", "data/x.npy")))
+    assert caught.value.code == "error: data/x.npy: No space left on device"

@@ -1,0 +1,78 @@
+"""Photographs to patches: data/patches/{train,validation,test}.npy, uint8, one array (N, height, width) each."""
+
+import hashlib
+
+import numpy as np
+
+from genprior import images
+from genprior.params import ExtractPatches, InputError, load_params
+from genprior.stage import run, write_array, write_metrics
+
+SPLITS = ("train", "validation", "test")
+
+
+def prepare(file: str, settings: ExtractPatches) -> np.ndarray:
+    """One photograph, grey, resized and cropped as `settings` say: uint8, (height, width)."""
+    image = images.resize(images.read_photograph(file), settings.image_size)
+    if settings.crop:
+        top, left, height, width = settings.crop
+        if top + height > image.shape[0] or left + width > image.shape[1]:
+            raise InputError(
+                f"{file}: resized to {list(image.shape)} (height, width), it does not hold "
+                f"extract_patches.crop = {settings.crop} (top, left, height, width)"
+            )
+        image = image[top : top + height, left : left + width]
+    if any(side < patch for side, patch in zip(image.shape, settings.patch_size, strict=True)):
+        raise InputError(
+            f"{file}: {list(image.shape)} (height, width) is smaller than "
+            f"extract_patches.patch_size = {settings.patch_size}"
+        )
+    return image
+
+
+def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
+    """The patches of every split, uint8 (N, h, w), at most `max_patches` of each, drawn with the seed.
+
+    Only training patches get mirrored and transposed copies. Raises InputError for a photograph that cannot be used,
+    and for two files that hold the same picture.
+    """
+    patches, seen = {}, {}
+    for number, split in enumerate(SPLITS):
+        parts = []
+        for file in getattr(settings, split):
+            image = prepare(file, settings)
+            digest = hashlib.sha256(image.tobytes()).digest()
+            if digest in seen:
+                raise InputError(f"{file}: the same picture as {seen[digest]}; name every photograph once")
+            seen[digest] = file
+            parts.append(images.cut_patches(image, settings.patch_size, settings.stride))
+        found = np.concatenate(parts)
+        if split == "train" and settings.symmetries:
+            found = images.symmetries(found)
+        if len(found) > settings.max_patches:
+            draw = np.random.default_rng([seed, number])
+            found = found[np.sort(draw.choice(len(found), settings.max_patches, replace=False))]
+        patches[split] = np.ascontiguousarray(found)
+    return patches
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    settings = params.extract_patches
+    patches = extract(settings, params.seed)
+    for split, array in patches.items():
+        write_array(f"data/patches/{split}.npy", array)
+    summary = {
+        split: {
+            "photographs": len(getattr(settings, split)),
+            "patches": len(array),
+            "mean": array.mean() / 255,
+            "std": array.std() / 255,
+        }
+        for split, array in patches.items()
+    }
+    write_metrics("metrics/patches.json", {"patches": summary})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from genprior.params import ExtractPatches, InputError
+from stages import collect_images, extract_patches
+
+
+@pytest.fixture
+def settings(tmp_path):
+    draw = np.random.default_rng(0)
+    names = {}
+    for split in extract_patches.SPLITS:
+        names[split] = str(tmp_path / f"{split}.png")
+        Image.fromarray(draw.integers(0, 256, (48, 60), dtype=np.uint8)).save(names[split])
+
+    def build(**changed):
+        values = {split: [file] for split, file in names.items()}
+        values |= {"scenes": [], "image_size": None, "crop": None, "patch_size": [16, 16], "stride": 8}
+        return ExtractPatches(**(values | {"symmetries": False, "max_patches": 1000} | changed))
+
+    return build
+
+
+def test_the_chapters_patches_are_expressible(settings):
+    chosen = settings(image_size=[48, 48], crop=[0, 0, 40, 40])
+    found = extract_patches.extract(chosen, 0)["test"]
+    picture = np.asarray(Image.open(chosen.test[0]).convert("L").resize((48, 48)))
+    expected = [picture[i : i + 16, j : j + 16] for i in range(0, 32, 8) for j in range(0, 32, 8)]
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.uint8
+
+
+def test_a_sheet_of_digits(settings):
+    found = extract_patches.extract(settings(patch_size=[8, 8], stride=8), 0)
+    assert found["train"].shape == (6 * 7, 8, 8)
+
+
+def test_cap_is_drawn_with_the_seed(settings):
+    chosen = settings(max_patches=5)
+    first, again, other = (extract_patches.extract(chosen, seed)["train"] for seed in (0, 0, 1))
+    assert len(first) == 5
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_only_training_patches_are_mirrored(settings):
+    found = extract_patches.extract(settings(symmetries=True), 0)
+    assert len(found["train"]) == 8 * len(found["test"])
+
+
+def test_the_same_picture_under_two_names_is_refused(settings, tmp_path):
+    chosen = settings()
+    copy = tmp_path / "copy.png"
+    copy.write_bytes((tmp_path / "train.png").read_bytes())
+    with pytest.raises(InputError, match="same picture"):
+        extract_patches.extract(chosen.model_copy(update={"test": [str(copy)]}), 0)
+
+
+def test_patch_larger_than_the_photograph_is_refused_by_name(settings):
+    with pytest.raises(InputError, match=r"train\.png.*patch_size"):
+        extract_patches.extract(settings(patch_size=[50, 16]), 0)
+
+
+def test_crop_beyond_the_photograph_is_refused_by_name(settings):
+    with pytest.raises(InputError, match=r"train\.png.*crop"):
+        extract_patches.extract(settings(crop=[40, 0, 16, 16]), 0)
+
+
+def test_collecting_unknown_photograph_leaves_nothing_behind(tmp_path):
+    with pytest.raises(InputError, match=r"unicorn.*astronaut"):
+        collect_images.collect(["camera", "unicorn"], tmp_path / "standard")
+    assert not list(tmp_path.iterdir())
+
+
+def test_collected_photographs_are_scikit_images(tmp_path):
+    import skimage.data
+
+    collect_images.collect(["camera", "coffee"], tmp_path / "standard")
+    assert sorted(p.name for p in (tmp_path / "standard").iterdir()) == ["camera.png", "coffee.png"]
+    for name in ("camera", "coffee"):
+        picture = np.asarray(Image.open(tmp_path / "standard" / f"{name}.png"))
+        np.testing.assert_array_equal(picture, getattr(skimage.data, name)())
+
+
+def test_every_photograph_has_its_source_and_licence():
+    from conftest import ROOT
+
+    table = (ROOT / "imgs/README.md").read_text()
+    named = {name for line in table.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(", ")}
+    assert set(collect_images.PHOTOGRAPHS) <= {name.strip() for name in named}

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import scipy.fft
+import tifffile
+from PIL import Image
+
+from genprior import images
+from genprior.params import InputError
+
+GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10) * 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "I", "F", "1"])
+def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
+    expected = GREY
+    if mode == "I;16":
+        picture = Image.fromarray(GREY.astype(np.uint16) * 257)
+    elif mode == "I":
+        picture = Image.fromarray(GREY.astype(np.int32) * 257)
+    elif mode == "F":
+        picture = Image.fromarray((GREY / 255).astype(np.float32))
+    elif mode == "1":
+        picture = Image.fromarray(GREY > 99)
+        expected = np.where(GREY > 99, 255, 0)
+    elif mode in ("CMYK", "RGBA", "LA"):
+        picture = Image.fromarray(GREY).convert("RGB" if mode != "LA" else "L").convert(mode)
+    else:
+        picture = Image.fromarray(GREY).convert(mode)
+    if suffix == ".png" and mode in ("CMYK", "F", "I"):
+        pytest.skip("PNG has no such mode")
+    file = tmp_path / f"picture{suffix}"
+    picture.save(file)
+    found = images.read_photograph(file)
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+
+
+def test_colour_tiff_deeper_than_pillow_reads(tmp_path):
+    file = tmp_path / "deep.tif"
+    tifffile.imwrite(file, np.repeat(GREY[..., None].astype(np.uint16) * 257, 3, 2), photometric="rgb")
+    np.testing.assert_array_equal(images.read_photograph(file), GREY)
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    file = tmp_path / "clear.png"
+    Image.new("RGBA", (4, 3), (10, 20, 30, 0)).save(file)
+    assert (images.read_photograph(file) == 255).all()
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, GREY), (3, GREY[::-1, ::-1]), (6, np.rot90(GREY, -1))])
+def test_exif_orientation_is_honoured(tmp_path, orientation, turned):
+    picture = Image.fromarray(GREY)
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    file = tmp_path / "turned.png"
+    picture.save(file, exif=exif)
+    np.testing.assert_array_equal(images.read_photograph(file), turned)
+
+
+def damaged(tmp_path, kind):
+    file = tmp_path / f"{kind}.png"
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "text":
+        file.write_text("this is no picture")
+    elif kind == "truncated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(file)
+        file.write_bytes(file.read_bytes()[:700])
+    elif kind == "directory":
+        file.mkdir()
+    elif kind == "huge":
+        Image.fromarray(GREY).save(file)
+        data = bytearray(file.read_bytes())
+        data[16:24] = (60_000).to_bytes(4, "big") * 2
+        file.write_bytes(data)
+    elif kind == "outside":
+        file = tmp_path / "outside.tif"
+        Image.fromarray((GREY * 1.0).astype(np.float32)).save(file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "directory", "huge", "outside"])
+def test_what_cannot_be_read_is_named(tmp_path, kind):
+    file = damaged(tmp_path, kind)
+    with pytest.raises(InputError, match=file.name) as caught:
+        images.read_photograph(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_resize():
+    assert images.resize(GREY, None) is GREY
+    assert images.resize(GREY, [6, 5]).shape == (6, 5)
+    assert images.resize(GREY, 5).shape == (6, 5)
+    reference = np.asarray(Image.fromarray(GREY).resize((5, 6), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(images.resize(GREY, 5), reference)
+
+
+def test_patches_are_cut_row_by_row():
+    found = images.cut_patches(GREY, [4, 3], 2)
+    expected = [GREY[i : i + 4, j : j + 3] for i in range(0, 9, 2) for j in range(0, 8, 2)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_symmetries_are_the_eight_of_the_square():
+    square = np.arange(9, dtype=np.uint8).reshape(1, 3, 3)
+    found = {patch.tobytes() for patch in images.symmetries(square)}
+    turned = [np.rot90(side, turns) for side in (square[0], square[0].T) for turns in range(4)]
+    assert found == {np.ascontiguousarray(patch).tobytes() for patch in turned}
+    assert len(images.symmetries(square[:, :2])) == 4
+
+
+def test_dct_basis_is_scipys_and_orthonormal():
+    basis = images.dct_basis(4, 6)
+    x = np.random.default_rng(0).random((4, 6))
+    np.testing.assert_allclose(x.ravel() @ basis, scipy.fft.dctn(x, norm="ortho").ravel(), atol=1e-12)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(24), atol=1e-12)

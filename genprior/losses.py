@@ -1,0 +1,71 @@
+"""Training losses: the ELBO's two terms, reparameterisation, adversarial losses and their penalties."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of N(mean, diag e^log_variance) from N(0, I), in nats.
+
+    ½ Σ_j (e^{l_j} + μ_j² - 1 - l_j) over the last axis: (..., k) -> (...). Kingma & Welling 2014, appendix B.
+    """
+    return 0.5 * (log_variance.exp() + mean**2 - 1.0 - log_variance).sum(-1)
+
+
+def reparameterise(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+    """A latent draw that gradients pass through: z = μ + σ ⊙ ε. Kingma & Welling 2014, section 2.4."""
+    return mean + std * noise
+
+
+def gaussian_log_likelihood(residual: Tensor, variance: Tensor) -> Tensor:
+    """log N(residual; 0, diag variance) in nats over the last axis: (..., n) -> (...).
+
+    An orthonormal change of basis leaves it as it is, so DCT coefficients give the pixels' density.
+    """
+    return -0.5 * (residual**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+
+
+def minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log D(x) - E log(1 - D(G(z))) from logits. Goodfellow et al. 2014, equation 1."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """E log(1 - D(G(z))) from logits: the other side of the same game. Goodfellow et al. 2014, equation 1."""
+    return -softplus(fake).mean()
+
+
+def non_saturating_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E log D(G(z)) from logits. Goodfellow et al. 2014, section 3."""
+    return softplus(-fake).mean()
+
+
+def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E softplus(-(D(x) - D(G(z)))) over pairs of logits. Jolicoeur-Martineau 2019, section 3."""
+    return softplus(fake - real).mean()
+
+
+def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """E softplus(-(D(G(z)) - D(x))) over pairs of logits: the relativistic discriminator's loss with roles swapped."""
+    return softplus(real - fake).mean()
+
+
+ADVERSARIAL = {
+    "relativistic": (relativistic_discriminator, relativistic_generator),
+    "non_saturating": (minimax_discriminator, non_saturating_generator),
+    "minimax": (minimax_discriminator, minimax_generator),
+}
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
+    """½ E ‖∇D‖² over a batch (N, n), with respect to what the discriminator sees: a scalar.
+
+    R1 on real samples (Mescheder et al. 2018, equation 9), R2 on generated ones.
+    """
+    samples = samples.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(samples).sum(), samples, create_graph=True)
+    return 0.5 * gradient.square().sum(1).mean()

@@ -1,0 +1,121 @@
+"""Encoder and decoder for patches, on standardised DCT coefficients; a discriminator is a plain `mlp` of them."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from genprior.images import dct_basis
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+def mlp(widths: list[int], activation: str = "relu") -> nn.Sequential:
+    """Linear layers of the given widths with the activation between them and none after the last."""
+    layers = []
+    for width_in, width_out in pairwise(widths):
+        layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Coefficients(nn.Module):
+    """Patches to standardised DCT coefficients and back: c = (U^T x - mean) / scale.
+
+    A patch's high frequencies are a hundred times weaker than its mean; standardised, networks see both.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        super().__init__()
+        self.shape = tuple(shape)
+        n = shape[0] * shape[1]
+        basis = torch.from_numpy(dct_basis(*shape)).float()
+        self.register_buffer("basis", basis, persistent=False)
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("scale", torch.ones(n))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> "Coefficients":
+        """Take mean and standard deviation of the coefficients of patches (N, 1, h, w)."""
+        coefficients = x.flatten(1) @ self.basis
+        self.mean.copy_(coefficients.mean(0))
+        self.scale.copy_(coefficients.std(0).clamp_min(1e-3))  # flat patches have nothing to standardise by
+        return self
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """Patches (N, 1, h, w) -> standardised coefficients (N, n)."""
+        return (x.flatten(1) @ self.basis - self.mean) / self.scale
+
+    def restore(self, c: Tensor) -> Tensor:
+        """Standardised coefficients (N, n) -> coefficients U^T x, (N, n)."""
+        return self.mean + self.scale * c
+
+    def synthesise(self, c: Tensor) -> Tensor:
+        """Standardised coefficients (N, n) -> patches (N, 1, h, w)."""
+        return (self.restore(c) @ self.basis.T).reshape(-1, 1, *self.shape)
+
+
+class Encoder(nn.Module):
+    """E: patches (N, 1, h, w) -> code (N, k), or its mean and log-variance where `variational`.
+
+    asinh tames the heavy tails of standardised coefficients; a linear path beside the network holds PCA.
+    """
+
+    def __init__(
+        self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, variational: bool
+    ):
+        super().__init__()
+        self.coefficients = coefficients
+        self.body = nn.Sequential(mlp([len(coefficients.mean), *hidden], activation), ACTIVATIONS[activation]())
+        self.mean = nn.Linear(hidden[-1], latent_size)
+        self.linear = nn.Linear(len(coefficients.mean), latent_size, bias=False)
+        self.log_variance = nn.Linear(hidden[-1], latent_size) if variational else None
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        c = self.coefficients.analyse(x)
+        features = self.body(torch.asinh(c))
+        mean = self.mean(features) + self.linear(c)
+        if self.log_variance is None:
+            return mean
+        return mean, self.log_variance(features)
+
+
+class Decoder(nn.Module):
+    """G: code (N, k) -> standardised DCT coefficients (N, n), with the variance v of what G leaves out.
+
+    `noise` is None (no residual model), "constant" (one sigma for all pixels) or "dct" (a network's v(z), one
+    variance for each DCT coefficient). A linear path beside the network makes PCA the model's starting point.
+    """
+
+    LOG_VARIANCE = (-7.0, 2.0)  # of standardised coefficients: keeps e^v and its gradient in range
+
+    def __init__(
+        self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, noise: str | None
+    ):
+        super().__init__()
+        n = len(coefficients.mean)
+        self.coefficients = coefficients
+        self.body = nn.Sequential(mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
+        self.mean = nn.Linear(hidden[-1], n)
+        self.linear = nn.Linear(latent_size, n, bias=False)
+        self.log_variance = nn.Linear(hidden[-1], n) if noise == "dct" else None
+        self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
+
+    def forward(self, code: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean of the standardised coefficients (N, n) and the variance v of U^T x (N, n), None without a model."""
+        features = self.body(code)
+        mean = self.mean(features) + self.linear(code)
+        if self.log_sigma is not None:
+            return mean, (2 * self.log_sigma).exp().expand_as(mean)
+        if self.log_variance is None:
+            return mean, None
+        # A smooth clamp: the gradient never dies, and second-order methods see no kink.
+        low, high = self.LOG_VARIANCE
+        log_variance = low + (high - low) * torch.sigmoid(self.log_variance(features))
+        return mean, self.coefficients.scale**2 * log_variance.exp()

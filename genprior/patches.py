@@ -1,0 +1,38 @@
+"""Patches as tensors: loading, scaling to [0, 1], random batches, the held-out ones that are evaluated."""
+
+import torch
+from torch import Tensor
+
+from genprior.params import InputError
+from genprior.stage import read_array
+
+
+def load_patches(path: str, device: torch.device | str) -> Tensor:
+    """Patches from a .npy file as uint8, (N, 1, h, w); InputError where it holds something else."""
+    patches = read_array(path)
+    if patches.dtype != "uint8" or patches.ndim != 3 or len(patches) == 0:
+        raise InputError(f"{path}: {patches.dtype} {patches.shape}; patches are uint8 (N, height, width), N > 0")
+    return torch.from_numpy(patches).unsqueeze(1).to(device)
+
+
+def to_unit(patches: Tensor) -> Tensor:
+    """uint8 grey values -> x in [0, 1]."""
+    return patches.float() / 255
+
+
+def draw_batch(patches: Tensor, size: int | None, generator: torch.Generator) -> Tensor:
+    """A random batch (all patches for None), x in [0, 1], dequantised: x = (grey + u - ½) / 255, u ~ U[0, 1).
+
+    Without the noise a density model would gain without bound on the grid of grey levels
+    (Theis et al. 2016, section 3.1).
+    """
+    if size is not None:
+        patches = patches[torch.randint(len(patches), (size,), generator=generator).to(patches.device)]
+    noise = torch.rand(patches.shape, generator=generator).to(patches.device)
+    return (patches + noise - 0.5) / 255
+
+
+def draw_patches(patches: Tensor, count: int, seed: int) -> Tensor:
+    """`count` different patches (all where there are fewer), x in [0, 1], the same for whoever asks with this seed."""
+    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[:count]
+    return to_unit(patches[order.to(patches.device)])

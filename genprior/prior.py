@@ -1,0 +1,118 @@
+"""Prior: what every trained model is handed on as, and its file."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from genprior.networks import Coefficients, Decoder, Encoder
+from genprior.params import InputError
+from genprior.stage import whole_file
+
+
+class Prior(nn.Module):
+    """x | z ~ N(G(z), U diag(v(z)) Uᵀ) with z ~ N(0, I): one footing for autoencoder, VAE and GAN.
+
+    The network's code is `code_mean + code_factor z`: the identity for VAE and GAN, the density fitted to its codes
+    for an autoencoder. v is None for a prior without a residual model: its images are the range of G alone.
+
+    shape: (h, w) of a patch; noise: None, "constant" or "dct", see `Decoder`; encoder: "none", "plain" (a code) or
+    "variational" (its mean and log-variance).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        latent_size: int,
+        hidden: list[int],
+        activation: str,
+        noise: str | None = None,
+        encoder: str = "none",
+    ):
+        super().__init__()
+        self.config = {
+            "shape": list(shape),
+            "latent_size": latent_size,
+            "hidden": list(hidden),
+            "activation": activation,
+            "noise": noise,
+            "encoder": encoder,
+        }
+        self.shape, self.latent_size = tuple(shape), latent_size
+        self.coefficients = Coefficients(shape)
+        self.encoder = None
+        if encoder != "none":
+            self.encoder = Encoder(self.coefficients, latent_size, hidden, activation, encoder == "variational")
+        self.decoder = Decoder(self.coefficients, latent_size, hidden, activation, noise)
+        self.register_buffer("code_mean", torch.zeros(latent_size))
+        self.register_buffer("code_factor", torch.eye(latent_size))
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether v(z) is modelled."""
+        return self.config["noise"] is not None
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and variance of the DCT coefficients Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
+        mean, variance = self.decoder(self.code_mean + z @ self.code_factor.T)
+        return self.coefficients.restore(mean), variance
+
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z): (N, k) -> (N, 1, h, w)."""
+        return (self.moments(z)[0] @ self.coefficients.basis.T).reshape(-1, 1, *self.shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's (mean) code of patches, as standard normal latent: (N, 1, h, w) -> (N, k)."""
+        code = self.encoder(x)
+        code = code[0] if isinstance(code, tuple) else code
+        return torch.linalg.solve_triangular(self.code_factor, (code - self.code_mean).T, upper=False).T
+
+    @torch.no_grad()
+    def fit_codes(self, x: Tensor) -> None:
+        """Fit a Gaussian to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I)."""
+        codes = self.encoder(x)
+        self.code_mean.copy_(codes.mean(0))
+        # A code that never moves has no variance; the ridge keeps the factor invertible.
+        covariance = torch.cov(codes.T).reshape(self.latent_size, self.latent_size)
+        ridge = 1e-6 * covariance.diagonal().mean().clamp_min(1e-6)
+        self.code_factor.copy_(torch.linalg.cholesky(covariance + ridge * torch.eye(self.latent_size, device=x.device)))
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator, residual: bool) -> Tensor:
+        """Draws x: G(z) with z ~ N(0, I), plus N(0, Σ(z)) where `residual`: (count, 1, h, w)."""
+        device = self.code_mean.device
+        z = torch.randn(count, self.latent_size, generator=generator).to(device)
+        mean, variance = self.moments(z)
+        if residual:
+            mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
+        return (mean @ self.coefficients.basis.T).reshape(-1, 1, *self.shape)
+
+
+def save_prior(prior: Prior, path: str | Path) -> None:
+    """Write the weights as safetensors, with what rebuilds the network in the metadata."""
+    # One metadata key: safetensors does not keep the order of several, and the bytes would change from run to run.
+    weights = {name: tensor.contiguous().cpu() for name, tensor in prior.state_dict().items()}
+    shared = {name: tensor for name, tensor in weights.items() if ".coefficients." not in name}
+    with whole_file(path) as part:
+        save_file(shared, part, metadata={"prior": json.dumps(prior.config, sort_keys=True)})
+
+
+def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Prior:
+    """Rebuild a prior from its file; InputError names a file that is missing, damaged or of another kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {})["prior"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        prior = Prior(**config)
+        lacking, unknown = prior.load_state_dict(weights, strict=False)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not the file of a prior: {' '.join(str(error).split())}") from None
+    lacking = [name for name in lacking if ".coefficients." not in name]
+    if lacking or unknown:
+        raise InputError(f"{path}: not the file of a prior: {[*lacking, *unknown][0]} is lacking or unknown")
+    return prior.to(device).eval().requires_grad_(False)

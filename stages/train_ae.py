@@ -1,0 +1,66 @@
+"""Autoencoder: minimise the mean squared error of decoder after encoder over training patches."""
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from genprior.params import Network, TrainAE, load_params
+from genprior.patches import draw_batch, load_patches, to_unit
+from genprior.prior import Prior, save_prior
+from genprior.quality import psnr_db
+from genprior.stage import run, set_up, steps, write_csv, write_metrics
+from genprior.training import cosine_adam, logged
+
+
+def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
+    """Mean squared error of G(E(x)) over a batch (N, 1, h, w): a scalar."""
+    return (prior.coefficients.synthesise(prior.decoder(prior.encoder(x))[0]) - x).square().mean()
+
+
+def train(
+    patches: Tensor, validation: Tensor, network: Network, settings: TrainAE, seed: int
+) -> tuple[Prior, pd.DataFrame]:
+    """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
+    prior = Prior(patches.shape[2:], **network.model_dump(), encoder="plain")
+    prior.coefficients.fit(to_unit(patches.cpu()))
+    prior.to(patches.device)
+    optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
+    generator = torch.Generator().manual_seed(seed)
+    x_validation = to_unit(validation)
+
+    rows = []
+    for step in (bar := steps(settings.steps, "train_ae")):
+        loss = reconstruction_error(prior, draw_batch(patches, settings.batch_size, generator))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if logged(step, settings.steps):
+            with torch.no_grad():
+                error = reconstruction_error(prior, x_validation)
+            rows.append({"step": step + 1, "train_mse": loss.item(), "validation_mse": error.item()})
+            bar.set_postfix(mse=f"{loss.item():.5f}")
+    prior.fit_codes(to_unit(patches))
+    return prior.eval().requires_grad_(False), pd.DataFrame(rows)
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    device = set_up(params)
+    patches, validation, test = (
+        load_patches(f"data/patches/{split}.npy", device) for split in ("train", "validation", "test")
+    )
+    prior, curve = train(patches, validation, params.network, params.train_ae, params.seed)
+
+    error = reconstruction_error(prior, to_unit(test))
+    write_metrics(
+        "metrics/train_ae.json",
+        {"train_ae": {**curve.iloc[-1].drop("step").to_dict(), "test_mse": error, "test_psnr_db": psnr_db(error)}},
+    )
+    save_prior(prior, "data/models/ae.safetensors")
+    write_csv("data/curves/ae.csv", curve)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,130 @@
+"""Variational autoencoder: maximise the ELBO of a Gaussian decoder over training patches."""
+
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
+from genprior.params import Network, TrainVAE, load_params
+from genprior.patches import draw_batch, load_patches, to_unit
+from genprior.prior import Prior, save_prior
+from genprior.quality import psnr_db
+from genprior.stage import run, set_up, steps, write_csv, write_metrics
+from genprior.training import cosine_adam, logged
+
+
+def elbo_terms(prior: Prior, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """The ELBO's terms for patches (N, 1, h, w) at z = E(x) + noise: each (N,).
+
+    log_likelihood and kl in nats, squared_error summed over the pixels.
+    """
+    mean, log_variance = prior.encoder(x)
+    z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
+    predicted, variance = prior.moments(z)
+    residual = x.flatten(1) @ prior.coefficients.basis - predicted
+    return {
+        "log_likelihood": gaussian_log_likelihood(residual, variance),
+        "kl": kl_standard_normal(mean, log_variance),
+        "squared_error": residual.square().sum(1),
+    }
+
+
+def objective(terms: dict[str, Tensor], settings: TrainVAE, n: int, k: int) -> Tensor:
+    """What training minimises: the negative ELBO, beta on its KL, in nats per pixel; or the chapter's own weighting."""
+    if settings.objective == "chapter":
+        return terms["squared_error"].mean() / n + settings.beta * terms["kl"].mean() / k
+    return (settings.beta * terms["kl"] - terms["log_likelihood"]).mean() / n
+
+
+def decoder_sigma(settings: TrainVAE, n: int, k: int) -> float:
+    """The decoder's sigma at the start: the chapter's weighting implies one, sigma² = n beta / (2 k)."""
+    if settings.objective == "chapter":
+        return math.sqrt(n * settings.beta / (2 * k))
+    return settings.sigma
+
+
+def train(
+    patches: Tensor, validation: Tensor, network: Network, settings: TrainVAE, seed: int
+) -> tuple[Prior, pd.DataFrame]:
+    """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
+    shape, k = patches.shape[2:], network.latent_size
+    n = shape[0] * shape[1]
+    noise = "dct" if settings.noise == "dct" else "constant"
+    prior = Prior(shape, **network.model_dump(), noise=noise, encoder="variational")
+    prior.coefficients.fit(to_unit(patches.cpu()))
+    if noise == "constant":
+        prior.decoder.log_sigma.data.fill_(math.log(decoder_sigma(settings, n, k)))
+        prior.decoder.log_sigma.requires_grad_(settings.noise == "learned")
+    prior.to(patches.device)
+    optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
+    generator = torch.Generator().manual_seed(seed)
+    x_validation = draw_batch(validation, 2048, torch.Generator().manual_seed(seed))
+
+    rows = []
+    for step in (bar := steps(settings.steps, "train_vae")):
+        x = draw_batch(patches, settings.batch_size, generator)
+        epsilon = torch.randn(len(x), k, generator=generator).to(x.device)
+        terms = elbo_terms(prior, x, epsilon)
+        loss = objective(terms, settings, n, k)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if logged(step, settings.steps):
+            rows.append({"step": step + 1, **summary("train", terms, n)})
+            rows[-1] |= summary("validation", measure(prior, x_validation, seed), n)
+            bar.set_postfix(elbo=f"{rows[-1]['train_elbo']:.3f}")
+    return prior.eval().requires_grad_(False), pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def measure(prior: Prior, x: Tensor, seed: int) -> dict[str, Tensor]:
+    """The ELBO's terms with one latent draw, the same for every call with this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return elbo_terms(prior, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
+
+
+def summary(split: str, terms: dict[str, Tensor], n: int) -> dict[str, float]:
+    """Means of the terms as the curve shows them; the ELBO in nats per pixel, the KL in nats per patch."""
+    return {
+        f"{split}_elbo": (terms["log_likelihood"] - terms["kl"]).mean().item() / n,
+        f"{split}_kl": terms["kl"].mean().item(),
+        f"{split}_mse": terms["squared_error"].mean().item() / n,
+    }
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    device = set_up(params)
+    patches, validation, test = (
+        load_patches(f"data/patches/{split}.npy", device) for split in ("train", "validation", "test")
+    )
+    prior, curve = train(patches, validation, params.network, params.train_vae, params.seed)
+
+    x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))
+    n = x_test[0].numel()
+    values = summary("test", measure(prior, x_test, params.seed), n)
+    mean, _ = prior.encoder(x_test)
+    # A latent unit is active when its posterior mean moves with the patch (Burda et al. 2016, section 5.2).
+    active = int((mean.var(0) > 0.01).sum())
+    error = (prior.decode(prior.encode(x_test)) - x_test).square().mean()
+    write_metrics(
+        "metrics/train_vae.json",
+        {
+            "train_vae": {
+                **curve.iloc[-1].drop("step").to_dict(),
+                **values,
+                "active_units": active,
+                "test_psnr_db": psnr_db(error),
+            }
+        },
+    )
+    save_prior(prior, "data/models/vae.safetensors")
+    write_csv("data/curves/vae.csv", curve)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from genprior.networks import Coefficients
+from genprior.params import InputError
+from genprior.patches import to_unit
+from genprior.prior import Prior, load_prior, save_prior
+
+
+def build(noise=None, encoder="none"):
+    torch.manual_seed(0)
+    return Prior((8, 8), 3, [16, 12], "silu", noise, encoder)
+
+
+def test_coefficients_standardise_and_invert(patches):
+    x = to_unit(patches)
+    coefficients = Coefficients((8, 8)).fit(x)
+    c = coefficients.analyse(x)
+    torch.testing.assert_close(c.mean(0), torch.zeros(64), rtol=0, atol=1e-3)
+    assert (c.std(0) <= 1.001).all()
+    torch.testing.assert_close(coefficients.synthesise(c), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "encoder"), [(None, "plain"), ("constant", "variational"), ("dct", "none")])
+def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder):
+    prior = build(noise, encoder)
+    prior.coefficients.fit(to_unit(patches))
+    if encoder == "plain":
+        prior.fit_codes(to_unit(patches))
+    for name in ("one", "two"):
+        save_prior(prior, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    loaded = load_prior(tmp_path / "one.safetensors")
+    z = torch.randn(5, 3)
+    for before, after in zip(prior.moments(z), loaded.moments(z), strict=True):
+        assert before is after is None or torch.equal(before, after)
+    if encoder != "none":
+        assert torch.equal(prior.encode(to_unit(patches)), loaded.encode(to_unit(patches)))
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    file = tmp_path / "prior.safetensors"
+    with pytest.raises(InputError, match=r"prior\.safetensors"):
+        load_prior(file)
+    for content in (b"", b"garbage" * 10):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"prior\.safetensors"):
+            load_prior(file)
+    save_prior(build(), file)
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"prior\.safetensors"):
+        load_prior(file)
+    for metadata in (None, {"prior": "{}"}, {"prior": "[1]"}, {"prior": '{"shape": [8, 8], "latent_size": "x"}'}):
+        save_file({"a": torch.zeros(2)}, file, metadata=metadata)
+        with pytest.raises(InputError, match="not the file of a prior"):
+            load_prior(file)
+
+
+def test_file_of_another_shape_is_refused(tmp_path):
+    file = tmp_path / "prior.safetensors"
+    prior = build()
+    prior.config["latent_size"] = 4
+    save_prior(prior, file)
+    with pytest.raises(InputError, match="not the file of a prior"):
+        load_prior(file)
+
+
+def test_fitted_codes_are_standard_normal_in_mean_and_covariance(patches):
+    prior = build(encoder="plain")
+    x = to_unit(patches)
+    prior.coefficients.fit(x)
+    prior.fit_codes(x)
+    z = prior.encode(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.cov(z.T), torch.eye(3), rtol=0, atol=1e-2)
+    # folded into the decoder: decoding z is decoding the code
+    torch.testing.assert_close(prior.decode(z), prior.coefficients.synthesise(prior.decoder(prior.encoder(x))[0]))
+
+
+def test_codes_that_never_move_can_still_be_fitted(patches):
+    prior = build(encoder="plain")
+    x = to_unit(patches[:1]).expand(10, -1, -1, -1)
+    prior.fit_codes(x)
+    assert prior.encode(x).isfinite().all()
+
+
+def test_samples_have_the_moments_that_the_prior_states(patches):
+    prior = build("dct")
+    prior.coefficients.fit(to_unit(patches))
+    with torch.no_grad():
+        prior.decoder.linear.weight.zero_()
+        prior.decoder.mean.weight.zero_()
+        prior.decoder.log_variance.weight.zero_()  # neither mean nor variance depends on z now
+    mean, variance = prior.moments(torch.zeros(1, 3))
+    c = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1) @ prior.coefficients.basis
+    torch.testing.assert_close(c.var(0), variance[0].detach(), rtol=0.08, atol=1e-6)
+    assert ((c.mean(0) - mean[0]).abs() < 5 * (variance[0] / 20_000).sqrt() + 1e-5).all()
+    still = prior.sample(2, torch.Generator().manual_seed(0), residual=False)
+    torch.testing.assert_close(still[0], still[1])

@@ -1,0 +1,137 @@
+"""Each training loop on patches that it can learn in seconds."""
+
+import math
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from genprior.params import Network, TrainAE, TrainGAN, TrainVAE
+from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
+from genprior.quality import psnr_db, squared_mmd
+from genprior.stage import write_array
+from stages import train_ae, train_gan, train_vae
+
+NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
+
+
+def vae_settings(**changed):
+    values = {
+        "steps": 150,
+        "batch_size": 128,
+        "lr": 0.003,
+        "noise": "dct",
+        "sigma": 0.1,
+        "objective": "elbo",
+        "beta": 1.0,
+    }
+    return TrainVAE(**(values | changed))
+
+
+def test_batches_are_dequantised_around_the_grey_level(patches):
+    x = draw_batch(patches, None, torch.Generator().manual_seed(0))
+    offset = x * 255 - patches
+    assert offset.abs().max() <= 0.5001
+    assert abs(offset.mean().item()) < 0.01
+    assert draw_batch(patches, 7, torch.Generator()).shape == (7, 1, 8, 8)
+
+
+def test_drawn_patches_are_different_and_the_same_for_whoever_asks(patches):
+    distinct = torch.arange(600 * 64).reshape(600, 1, 8, 8) % 251
+    first, again = draw_patches(distinct, 50, 3), draw_patches(distinct, 50, 3)
+    assert torch.equal(first, again)
+    assert len(draw_patches(patches, 10_000, 0)) == 600
+
+
+def test_file_of_another_kind_is_refused(tmp_path):
+    import numpy as np
+
+    from genprior.params import InputError
+
+    for array in (np.zeros((0, 8, 8), np.uint8), np.zeros((3, 8), np.uint8), np.zeros((3, 8, 8))):
+        write_array(tmp_path / "p.npy", array)
+        with pytest.raises(InputError, match=r"p\.npy"):
+            load_patches(tmp_path / "p.npy", "cpu")
+
+
+@pytest.mark.parametrize("batch_size", [128, None])
+def test_autoencoder_comes_near_pca(patches, batch_size):
+    torch.manual_seed(0)
+    settings = TrainAE(steps=400, batch_size=batch_size, lr=0.005)
+    prior, curve = train_ae.train(patches, patches, NETWORK, settings, 0)
+    x = to_unit(patches)
+    flat = x.flatten(1).numpy()
+    pca = PCA(4).fit(flat)
+    floor = ((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean()
+    assert psnr_db(train_ae.reconstruction_error(prior, x)) > psnr_db(floor) - 1
+    assert curve.validation_mse.iloc[-1] < curve.validation_mse.iloc[0]
+
+
+@pytest.mark.parametrize("noise", ["fixed", "learned", "dct"])
+def test_vae_learns(patches, noise):
+    torch.manual_seed(0)
+    prior, curve = train_vae.train(patches, patches, NETWORK, vae_settings(noise=noise), 0)
+    assert curve.validation_elbo.iloc[-1] > curve.validation_elbo.iloc[0] + 0.3
+    sigma = prior.moments(torch.zeros(1, 4))[1].sqrt()
+    if noise == "fixed":
+        torch.testing.assert_close(sigma, torch.full((1, 64), 0.1))
+    elif noise == "learned":
+        assert sigma.std() < 1e-6
+        assert abs(sigma[0, 0].item() - 0.1) > 0.01
+
+
+def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
+    """Its gradient is the negative ELBO's, up to one factor: what a loss's minimum depends on."""
+    torch.manual_seed(0)
+    chapter = vae_settings(objective="chapter", noise="fixed", beta=0.05, steps=1)
+    prior, _ = train_vae.train(patches, patches, NETWORK, chapter, 0)
+    assert prior.decoder.log_sigma.exp().item() == pytest.approx(math.sqrt(64 * 0.05 / (2 * 4)))
+    prior.requires_grad_()
+    x, noise = to_unit(patches[:50]), torch.randn(50, 4)
+    gradients = []
+    for settings in (chapter, vae_settings(noise="fixed")):
+        loss = train_vae.objective(train_vae.elbo_terms(prior, x, noise), settings, 64, 4)
+        gradients.append(torch.autograd.grad(loss, prior.encoder.mean.weight)[0])
+    ratio = gradients[0] / gradients[1]
+    torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=0)
+
+
+def test_chapters_sigma_is_the_one_that_was_measured():
+    sigma = train_vae.decoder_sigma(vae_settings(objective="chapter", noise="fixed", beta=0.05), 256, 8)
+    assert sigma == pytest.approx(0.894, abs=1e-3)
+
+
+def gan_settings(**changed):
+    values = {"steps": 300, "batch_size": 128, "lr": 0.01, "loss": "relativistic", "gradient_penalty": 1.0}
+    return TrainGAN(**(values | {"discriminator_hidden": [32], "average": 0.95} | changed))
+
+
+def test_gan_comes_closer_to_the_data(patches):
+    def discrepancy(steps):
+        torch.manual_seed(0)
+        prior, _ = train_gan.train(patches, NETWORK, gan_settings(steps=steps), 0)
+        return squared_mmd(to_unit(patches), prior.sample(600, torch.Generator().manual_seed(1), residual=False))
+
+    assert discrepancy(300) < discrepancy(1) / 2
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "minimax"])
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_chapters_games_begin_at_their_known_value(patches, loss, penalty):
+    """They may oscillate or collapse later, which is the chapter's point; a new discriminator says ½ to everything."""
+    torch.manual_seed(0)
+    _, curve = train_gan.train(patches, NETWORK, gan_settings(loss=loss, gradient_penalty=penalty, steps=20), 0)
+    assert curve.d_loss[0] == pytest.approx(2 * math.log(2), abs=0.1)
+    assert abs(curve.g_loss[0]) == pytest.approx(math.log(2), abs=0.1)
+    assert (curve.penalty == 0).all() == (penalty == 0)
+    assert curve.notna().all(axis=None)
+
+
+def test_same_seed_same_weights(patches):
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        prior, _ = train_vae.train(patches, patches, NETWORK, vae_settings(steps=5), 0)
+        weights.append(prior.state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name

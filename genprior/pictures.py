@@ -1,0 +1,102 @@
+"""Pictures for people: grids of patches, training curves, reconstructions beside truth and measurement."""
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from genprior.stage import whole_file
+
+matplotlib.use("Agg")
+matplotlib.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.dpi": 120,
+        "legend.frameon": False,
+    }
+)
+
+
+def tile(patches: Tensor | np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Patches (N, h, w) or (N, 1, h, w) in [0, 1] as one picture, row by row on white: (H, W) in [0, 1]."""
+    patches = np.asarray(patches, dtype=np.float64).reshape(len(patches), *patches.shape[-2:]).clip(0, 1)
+    height, width = patches.shape[1] + gap, patches.shape[2] + gap
+    rows = -(-len(patches) // columns)
+    canvas = np.ones((rows * height - gap, columns * width - gap))
+    for i, patch in enumerate(patches):
+        top, left = i // columns * height, i % columns * width
+        canvas[top : top + height - gap, left : left + width - gap] = patch
+    return canvas
+
+
+def save_grid(path: str | Path, patches: Tensor | np.ndarray, columns: int = 10, zoom: int = 3) -> None:
+    """Write patches in [0, 1] as a PNG grid, each pixel `zoom` × `zoom`."""
+    picture = np.rint(tile(patches, columns) * 255).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    with whole_file(path) as part:
+        Image.fromarray(picture).save(part)
+
+
+def save_figure(path: str | Path, figure: Figure) -> None:
+    """Write a matplotlib figure as PNG, with nothing in it that changes from run to run."""
+    with whole_file(path) as part:
+        figure.savefig(part, metadata={"Software": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def sample_figure(path: str | Path, samples: dict[str, np.ndarray], columns: int = 10) -> None:
+    """Grids of real patches and of every prior's samples side by side, one titled panel each."""
+    across = 3
+    down = -(-len(samples) // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.1 * across, 3.3 * down), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (title, patches) in zip(axes.flat, samples.items(), strict=False):
+        axis.imshow(tile(patches[: columns**2], columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title)
+    save_figure(path, figure)
+
+
+def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: str) -> None:
+    """Truth, what the measurement alone says, and every method's estimate: one labelled row of patches each."""
+    count = len(next(iter(rows.values())))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(0.62 * count + 1.3, 0.62 * len(rows) + 0.4))
+    for axis, (label, patches) in zip(axes, rows.items(), strict=True):
+        axis.imshow(tile(patches, count), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_ylabel(label, rotation=0, ha="right", va="center")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    axes[0].set_title(title)
+    figure.subplots_adjust(hspace=0.06)
+    save_figure(path, figure)
+
+
+def curve_figure(path: str | Path, panels: dict[str, tuple[pd.DataFrame, list[str]]]) -> None:
+    """Training curves against steps: one panel for each title, with the named columns of its table."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False)
+    for axis, (title, (table, columns)) in zip(axes.flat, panels.items(), strict=True):
+        for column in columns:
+            axis.plot(table["step"], table[column], label=column.replace("_", " "), linewidth=1.2)
+        settled = table.loc[table["step"] >= 0.03 * table["step"].max(), columns]
+        low, high = settled.min().min(), settled.max().max()
+        margin = 0.05 * (high - low) or 0.05
+        # The first steps fall from far away; the picture is for what comes after them.
+        axis.set(title=title, xlabel="step", ylim=(low - margin, high + margin))
+        axis.legend()
+    figure.tight_layout()
+    save_figure(path, figure)
+
+
+def bar_figure(path: str | Path, table: pd.DataFrame, ylabel: str) -> None:
+    """Grouped bars: one group for each row of the table, one colour for each column."""
+    axis = table.plot.bar(figsize=(1.25 * len(table) + 1.5, 3.2), width=0.82, rot=20, colormap="tab10")
+    axis.set(xlabel="", ylabel=ylabel, ylim=(max(0, np.floor(table.min().min() / 5) * 5), None))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(path, axis.figure)

@@ -1,0 +1,97 @@
+"""The same problems, measurements and patches by classical methods, their weights chosen on validation patches."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+
+from genprior import classical
+from genprior.images import dct_basis
+from genprior.operators import Measured, as_matrix, pose
+from genprior.params import Params, load_params
+from genprior.patches import draw_patches, load_patches, to_unit
+from genprior.quality import reconstruction_measures
+from genprior.stage import run, set_up, steps, write_array, write_metrics
+
+
+def choose(
+    method: Callable[[np.ndarray, float], np.ndarray], weights: list[float], y: np.ndarray, truth: np.ndarray
+) -> float:
+    """The weight whose estimates of the validation patches have the smallest squared error."""
+    errors = [np.square(method(y, weight) - truth).sum() for weight in weights]
+    return weights[int(np.argmin(errors))]
+
+
+def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """PCA of patches (N, n) as a generator with a standard normal code: mean (n,) and components (n, k)."""
+    pca = PCA(count, svd_solver="covariance_eigh").fit(patches)
+    return pca.mean_, pca.components_.T * np.sqrt(pca.explained_variance_)
+
+
+def solve(problem: Measured, validation: Measured, truth: np.ndarray, shape: tuple, pca: tuple, params: Params) -> dict:
+    """Every method's estimates of one problem's patches (N, n) and the weight it chose, by name."""
+    matrix = as_matrix(problem.operator, shape).double().numpy()
+    basis = dct_basis(*shape)
+    y, y_validation = (measured.y.flatten(1).double().numpy() for measured in (problem, validation))
+    latent_weight = problem.sigma**2 if params.evaluate.latent_weight is None else params.evaluate.latent_weight
+
+    def tikhonov(y: np.ndarray, weight: float) -> np.ndarray:
+        return classical.tikhonov(matrix, y, weight)
+
+    def lasso(y: np.ndarray, weight: float) -> np.ndarray:
+        return classical.lasso(matrix, basis, y, weight)
+
+    found = {
+        "minimum_norm": (classical.minimum_norm(matrix, y), None),
+        "pca": (classical.linear_prior(matrix, *pca, y, latent_weight), None),
+    }
+    for name, method, weights in (
+        ("tikhonov", tikhonov, params.baselines.tikhonov_weights),
+        ("lasso_dct", lasso, params.baselines.lasso_weights),
+    ):
+        weight = choose(method, weights, y_validation, truth)
+        found[name] = (method(y, weight), weight)
+    return found
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    set_up(params.model_copy(update={"device": "cpu"}))  # small linear algebra in float64
+    train, validation, test = (load_patches(f"data/patches/{s}.npy", "cpu") for s in ("train", "validation", "test"))
+    shape = tuple(test.shape[2:])
+    x = draw_patches(test, params.evaluate.patches, params.seed)
+    x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)
+    truth = x_validation.flatten(1).double().numpy()
+    pca = principal_components(to_unit(train).flatten(1).double().numpy(), params.network.latent_size)
+
+    values, restored = {}, {}
+
+    def record(method: str, problem: Measured, estimate: np.ndarray, weight: float | None) -> None:
+        estimate = torch.from_numpy(estimate).float().reshape(x.shape)
+        restored.setdefault(method, []).append(estimate.squeeze(1))
+        constraint = values.setdefault(method, {}).setdefault("range" if method == "pca" else "none", {})
+        constraint[problem.name] = reconstruction_measures(x, estimate)
+        misfit = problem.operator.A(estimate) - problem.y
+        constraint[problem.name]["residual_over_sigma"] = misfit.square().mean().sqrt().item() / problem.sigma
+        if weight is not None:
+            constraint[problem.name]["weight"] = weight
+
+    posed = list(
+        zip(pose(params.problems, x, params.seed), pose(params.problems, x_validation, params.seed), strict=True)
+    )
+    for i in (bar := steps(len(posed), "baselines")):
+        problem, on_validation = posed[i]
+        bar.set_postfix(problem=problem.name)
+        for method, (estimate, weight) in solve(problem, on_validation, truth, shape, pca, params).items():
+            record(method, problem, estimate, weight)
+    centred = x.flatten(1).double().numpy() - pca[0]
+    best = pca[0] + centred @ np.linalg.pinv(pca[1]).T @ pca[1].T
+    values["pca"]["range"]["representation"] = reconstruction_measures(x, torch.from_numpy(best).reshape(x.shape))
+    for method, estimates in restored.items():
+        write_array(f"data/reconstructions/{method}.npy", torch.stack(estimates).numpy())
+    write_metrics("metrics/baselines.json", values)
+
+
+if __name__ == "__main__":
+    run(main)

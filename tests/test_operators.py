@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from torch.nn.functional import avg_pool2d
+
+from genprior.operators import (
+    Downsampling,
+    GaussianBlur,
+    GaussianSensing,
+    Identity,
+    Inpainting,
+    as_matrix,
+    build_operator,
+    pose,
+)
+
+SHAPE = (8, 12)
+
+
+@pytest.fixture
+def draw():
+    torch.set_default_dtype(torch.float64)
+    return torch.Generator().manual_seed(0)
+
+
+def operators(draw):
+    return [
+        Identity(),
+        Inpainting(torch.rand(SHAPE, generator=draw) < 0.3),
+        GaussianBlur(SHAPE, 1.3),
+        Downsampling(4),
+        GaussianSensing(SHAPE, 17, draw),
+    ]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_linear_and_adjoint(draw, which):
+    operator = operators(draw)[which]
+    x, other = torch.randn(2, 3, 1, *SHAPE, generator=draw)
+    torch.testing.assert_close(operator.A(2 * x - other), 2 * operator.A(x) - operator.A(other), rtol=1e-12, atol=1e-12)
+    y = torch.randn(operator.A(x).shape, generator=draw)
+    assert operator.A_adjoint(y).shape == x.shape
+    left, right = (operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum()
+    torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_matrix_does_what_the_operator_does(draw, which):
+    operator = operators(draw)[which]
+    x = torch.randn(3, 1, *SHAPE, generator=draw)
+    torch.testing.assert_close(x.flatten(1) @ as_matrix(operator, SHAPE).T, operator.A(x).flatten(1))
+
+
+def test_blur_is_scipys(draw):
+    x = torch.randn(1, 1, *SHAPE, generator=draw)
+    expected = scipy.ndimage.gaussian_filter(x[0, 0].numpy(), 1.3, mode="reflect")
+    np.testing.assert_allclose(GaussianBlur(SHAPE, 1.3).A(x)[0, 0].numpy(), expected, atol=1e-12)
+
+
+def test_inpainting_and_downsampling_by_hand(draw):
+    x = torch.randn(2, 1, *SHAPE, generator=draw)
+    mask = torch.rand(SHAPE, generator=draw) < 0.3
+    torch.testing.assert_close(Inpainting(mask).A(x), x[:, 0, mask])
+    blocks = x.reshape(2, 1, 2, 4, 3, 4).mean((3, 5))
+    torch.testing.assert_close(Downsampling(4).A(x), blocks)
+    torch.testing.assert_close(avg_pool2d(x, 4), blocks)
+
+
+def test_sensing_entries_have_variance_one_over_m(draw):
+    matrix = GaussianSensing((40, 40), 200, draw).matrix
+    assert matrix.mean().abs() < 5 * (1 / 200 / matrix.numel()) ** 0.5
+    torch.testing.assert_close(matrix.var(), torch.tensor(1 / 200), rtol=0.01, atol=0)
+
+
+def test_posed_problems_are_the_same_for_whoever_asks(params):
+    x = torch.rand(20, 1, 16, 16)
+    first, again = pose(params.problems, x, 0), pose(dict(reversed(params.problems.items())), x, 0)[::-1]
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one.y, two.y)
+    other = pose(params.problems, x, 1)
+    assert not any(torch.equal(one.y, two.y) for one, two in zip(first, other, strict=True))
+
+
+def test_posed_noise_has_the_stated_sigma(params):
+    x = torch.rand(500, 1, 16, 16)
+    for problem in pose(params.problems, x, 0):
+        noise = problem.y - problem.operator.A(x)
+        assert noise.std().item() == pytest.approx(problem.sigma, rel=0.05)
+
+
+def test_names_say_what_is_measured(params):
+    x = torch.rand(2, 1, 16, 16)
+    sizes = {problem.name: problem.y[0].numel() for problem in pose(params.problems, x, 0)}
+    assert sizes == {
+        "denoise": 256,
+        "inpaint": 51,
+        "blur": 256,
+        "super_resolution": 16,
+        "cs_10": 10,
+        "cs_25": 25,
+        "cs_50": 50,
+        "cs_100": 100,
+    }
+
+
+def test_at_least_one_pixel_is_seen(params):
+    nearly_all = params.problems["inpaint"].model_copy(update={"missing": 0.9999})
+    assert build_operator(nearly_all, (4, 4), torch.Generator()).mask.sum() == 1

@@ -1,0 +1,162 @@
+"""One table of all numbers, the pictures that a reader wants, and the page that holds them together."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from genprior import pictures
+from genprior.params import InputError, Params, load_params
+from genprior.patches import draw_patches, load_patches
+from genprior.stage import read_array, run, write_csv, write_text
+
+TARGET = Path("data/report")
+PRIORS = ("ae", "vae", "gan")
+NAMES = {
+    "ae": "autoencoder",
+    "ae_raw": "autoencoder, raw N(0, I) codes",
+    "vae": "VAE",
+    "gan": "GAN",
+    "pca": "PCA, same k",
+    "lasso_dct": "Lasso in the DCT",
+    "tikhonov": "Tikhonov",
+    "minimum_norm": "minimum norm",
+    "floor": "other real patches",
+}
+
+
+def rows(values: dict) -> Iterator[tuple[str, str, str, str, float]]:
+    """{method: {constraint: {problem: {measure: value}}}} as rows of the long table."""
+    for method, constraints in values.items():
+        for constraint, problems in constraints.items():
+            for problem, measures in problems.items():
+                for measure, value in measures.items():
+                    yield method, problem, constraint, measure, value
+
+
+def read_metrics(name: str) -> dict:
+    """One file of metrics/; InputError where it is missing or damaged."""
+    path = f"metrics/{name}.json"
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable metrics: {error}") from None
+
+
+def collect_table() -> pd.DataFrame:
+    """Restoration errors of every method and sample measures of every prior, long form."""
+    found = [row for name in PRIORS for row in rows(read_metrics(f"evaluate_{name}"))]
+    found += rows(read_metrics("baselines"))
+    samples = read_metrics("sample")["sample"]
+    floor = samples.pop("floor")
+    found += rows({"floor": {"none": {"samples": floor}}})
+    found += rows({m: {c: {"samples": v} for c, v in constraints.items()} for m, constraints in samples.items()})
+    return pd.DataFrame(found, columns=["method", "problem", "constraint", "measure", "value"])
+
+
+def wide(table: pd.DataFrame, measure: str, problems: list[str]) -> pd.DataFrame:
+    """One measure as problems × methods, a prior beyond its range marked so."""
+    chosen = table[(table.measure == measure) & table.problem.isin(problems)].copy()
+    chosen["method"] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
+    order = dict.fromkeys(chosen.method)
+    return chosen.pivot(index="problem", columns="method", values="value").reindex(problems)[list(order)]
+
+
+def label(method: str, constraint: str) -> str:
+    """A method's name for readers."""
+    return NAMES[method] + (", relaxed" if constraint == "relaxed" else "")
+
+
+def markdown(table: pd.DataFrame, digits: int) -> str:
+    """A table as Markdown, the index first."""
+    lines = ["| " + " | ".join([table.index.name or "", *map(str, table.columns)]) + " |"]
+    lines.append("|" + " --- |" * (len(table.columns) + 1))
+    for name, values in table.iterrows():
+        cells = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in values]
+        lines.append("| " + " | ".join([str(name), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def reconstructions(problems: list[str], x: np.ndarray, count: int) -> list[str]:
+    """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
+    files = [("minimum_norm", "minimum_norm"), ("lasso_dct", "lasso_dct"), ("pca", "pca")]
+    files += [(name, f"{name}_range") for name in PRIORS]
+    arrays = {name: read_array(f"data/reconstructions/{file}.npy") for name, file in files}
+    written = []
+    for problem in problems:
+        found = {"truth": x[:count]}
+        for name, array in arrays.items():
+            # A prior's array begins with its representation of the truth, which classical methods lack.
+            offset = len(array) - len(problems)
+            found[NAMES[name]] = array[problems.index(problem) + offset][:count]
+        written.append(f"reconstructions_{problem}.png")
+        pictures.reconstruction_figure(TARGET / written[-1], found, problem)
+    return written
+
+
+def samples_page(table: pd.DataFrame) -> str:
+    """The sample measures as a table, one line each prior, the floor first."""
+    chosen = table[table.problem == "samples"].copy()
+    chosen["samples"] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
+    order = list(dict.fromkeys(chosen.samples))
+    return markdown(chosen.pivot(index="samples", columns="measure", values="value").reindex(order), 4)
+
+
+def write_page(table: pd.DataFrame, problems: list[str], reconstructed: list[str], params: Params) -> None:
+    """The Markdown page."""
+    parts = [
+        "# Report",
+        f"Written by `python -m stages.report` from the pipeline's numbers (seed {params.seed}). "
+        "The long table with everything is [table.csv](table.csv).",
+        "## Samples",
+        "![Samples of every prior beside real patches](samples.png)",
+        "Each set against real training patches; the first line is what another set of real patches gets. "
+        "Precision, recall, density and coverage: higher is better, the floor is the aim; squared MMD: lower.",
+        samples_page(table),
+        "## Restoration",
+        "![PSNR of every method in every problem](psnr.png)",
+        "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
+        "true patch: no measurement can take a method that is confined to the range of G beyond it.",
+        markdown(wide(table, "psnr_db", ["representation", *problems]), 2),
+        "Relative error:",
+        markdown(wide(table, "relative_error", ["representation", *problems]), 3),
+        "Root mean square of K x̂ - y in units of the noise's sigma: 1 explains the measurement, more does not.",
+        markdown(wide(table, "residual_over_sigma", problems), 2),
+        *(f"![{name}]({name})" for name in reconstructed),
+        "## Training",
+        "![Training curves](curves.png)",
+    ]
+    write_text(TARGET / "README.md", "\n\n".join(parts) + "\n")
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    problems = list(params.problems)
+    table = collect_table()
+    x = draw_patches(load_patches("data/patches/test.npy", "cpu"), params.evaluate.patches, params.seed)
+
+    grids = {"real patches": read_array("data/samples/real.npy")}
+    grids |= {
+        label(m, c): read_array(f"data/samples/{m}_{c}.npy")
+        for m, c in table[table.problem == "samples"][["method", "constraint"]].drop_duplicates().values
+        if m != "floor"
+    }
+    curves = {name: pd.read_csv(f"data/curves/{name}.csv") for name in PRIORS}
+    panels = {
+        "autoencoder: mean squared error": (curves["ae"], ["train_mse", "validation_mse"]),
+        "VAE: ELBO, nats per pixel": (curves["vae"], ["train_elbo", "validation_elbo"]),
+        "VAE: KL, nats per patch": (curves["vae"], ["train_kl", "validation_kl"]),
+        "GAN: losses": (curves["gan"], ["d_loss", "g_loss"]),
+    }
+    reconstructed = reconstructions(problems, x.squeeze(1).numpy(), params.report.pictures)
+    pictures.sample_figure(TARGET / "samples.png", grids)
+    pictures.curve_figure(TARGET / "curves.png", panels)
+    pictures.bar_figure(TARGET / "psnr.png", wide(table, "psnr_db", ["representation", *problems]), "PSNR [dB]")
+    write_csv(TARGET / "table.csv", table)
+    write_page(table, problems, reconstructed, params)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -87,7 +87,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G: code (N, k) -> standardised DCT coefficients (N, n), with the variance v of what G leaves out.
+    """G: code (N, k) -> standardised DCT coefficients (N, n), beside it the variance v of what G leaves out.
 
     `noise` is None (no residual model), "constant" (one sigma for all pixels) or "dct" (a network's v(z), one
     variance for each DCT coefficient). A linear path beside the network makes PCA the model's starting point.
@@ -104,18 +104,20 @@ class Decoder(nn.Module):
         self.body = nn.Sequential(mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], n)
         self.linear = nn.Linear(latent_size, n, bias=False)
-        self.log_variance = nn.Linear(hidden[-1], n) if noise == "dct" else None
+        self.log_variance = mlp([latent_size, *hidden, n], activation) if noise == "dct" else None
         self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
 
-    def forward(self, code: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean of the standardised coefficients (N, n) and the variance v of U^T x (N, n), None without a model."""
-        features = self.body(code)
-        mean = self.mean(features) + self.linear(code)
+    def forward(self, code: Tensor) -> Tensor:
+        """Mean of the standardised coefficients: (N, k) -> (N, n)."""
+        return self.mean(self.body(code)) + self.linear(code)
+
+    def variance(self, code: Tensor) -> Tensor | None:
+        """Variance v of the coefficients Uᵀx: (N, k) -> (N, n), None without a residual model."""
+        scale = self.coefficients.scale
         if self.log_sigma is not None:
-            return mean, (2 * self.log_sigma).exp().expand_as(mean)
+            return (2 * self.log_sigma).exp().expand(len(code), len(scale))
         if self.log_variance is None:
-            return mean, None
+            return None
         # A smooth clamp: the gradient never dies, and second-order methods see no kink.
         low, high = self.LOG_VARIANCE
-        log_variance = low + (high - low) * torch.sigmoid(self.log_variance(features))
-        return mean, self.coefficients.scale**2 * log_variance.exp()
+        return scale**2 * (low + (high - low) * torch.sigmoid(self.log_variance(code))).exp()

@@ -1,15 +1,18 @@
 """Forward operators K, and the measured problems that every method solves.
 
 An operator has `A(x)`: patches (N, 1, h, w) -> y (N, ...), and, where it is linear, `A_adjoint(y)`: y -> (N, 1, h, w),
-with the same K for the whole batch. deepinv's linear physics have this interface.
+with the same K for the whole batch. deepinv's physics have this interface. Noise levels are standard deviations in
+the units of y.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import convolve, gaussian_filter1d
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
@@ -80,15 +83,13 @@ class Downsampling(nn.Module):
         return y.repeat_interleave(self.factor, -2).repeat_interleave(self.factor, -1) / self.factor**2
 
 
-class GaussianSensing(nn.Module):
-    """Compressed sensing with a dense random matrix, entries N(0, 1/m): y is (N, m)."""
+class Dense(nn.Module):
+    """A matrix (m, n) on patches of `shape`: y is (N, m)."""
 
-    def __init__(self, shape: tuple[int, int], measurements: int, generator: torch.Generator):
+    def __init__(self, matrix: np.ndarray | Tensor, shape: tuple[int, int]):
         super().__init__()
         self.shape = tuple(shape)
-        # float64 whatever the default, so that the same seed gives the same matrix in every precision
-        matrix = torch.randn(measurements, shape[0] * shape[1], generator=generator, dtype=torch.float64)
-        self.register_buffer("matrix", (matrix / measurements**0.5).to(torch.get_default_dtype()))
+        self.register_buffer("matrix", torch.as_tensor(matrix).to(torch.get_default_dtype()).contiguous())
 
     def A(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.T
@@ -97,10 +98,91 @@ class GaussianSensing(nn.Module):
         return (y @ self.matrix).reshape(-1, 1, *self.shape)
 
 
-def as_matrix(operator: LinearOperator, shape: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """The matrix of a linear operator on patches of `shape`: (m, n)."""
+def gaussian_sensing(shape: tuple[int, int], measurements: int, generator: torch.Generator) -> Dense:
+    """Compressed sensing with a dense random matrix, entries N(0, 1/m)."""
+    # float64 whatever the default, so that the same seed gives the same matrix in every precision
+    matrix = torch.randn(measurements, shape[0] * shape[1], generator=generator, dtype=torch.float64)
+    return Dense(matrix / measurements**0.5, shape)
+
+
+def motion_blur(shape: tuple[int, int], length: float, angle: float) -> Dense:
+    """Convolution with a straight streak of `length` pixels at `angle` degrees, mirrored at the borders; m = n."""
+    reach = int(length / 2) + 1
+    offsets = np.linspace(-length / 2, length / 2, 20 * reach + 1)
+    kernel = np.zeros((2 * reach + 2, 2 * reach + 2))
+    angle = np.deg2rad(angle)
+    for row, column in zip(reach + offsets * np.sin(angle), reach + offsets * np.cos(angle), strict=True):
+        i, j = int(row), int(column)
+        kernel[i : i + 2, j : j + 2] += np.outer([1 - row + i, row - i], [1 - column + j, column - j])  # bilinear
+    kernel = kernel[:-1, :-1] / kernel.sum()
+    return Dense(_columns(lambda pixel: convolve(pixel, kernel, mode="reflect"), shape), shape)
+
+
+def fourier_samples(mask: Tensor) -> Dense:
+    """Some coefficients of the orthonormal 2-D Fourier transform (MRI): their real parts, then the imaginary ones.
+
+    mask: bool, (h, w), True at the measured frequencies, in the order of numpy.fft.fft2; m is twice their number.
+    """
+
+    def measure(pixel: np.ndarray) -> np.ndarray:
+        spectrum = np.fft.fft2(pixel, norm="ortho")[mask.numpy()]
+        return np.concatenate([spectrum.real, spectrum.imag])
+
+    return Dense(_columns(measure, mask.shape), mask.shape)
+
+
+def tomography(shape: tuple[int, int], angles: np.ndarray) -> Dense:
+    """Parallel-beam line sums in pixels by scikit-image's Radon transform; square shape, angles in degrees."""
+    from skimage.transform import radon  # a second to import, for this operator alone
+
+    return Dense(_columns(lambda pixel: radon(pixel, angles, circle=False), shape), shape)
+
+
+def _columns(measure: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """The matrix of a linear function of pictures, one unit pixel at a time."""
+    pixels = np.eye(shape[0] * shape[1]).reshape(-1, *shape)
+    return np.stack([measure(pixel).ravel() for pixel in pixels], 1)
+
+
+class PhaselessFourier(nn.Module):
+    """Magnitudes of the orthonormal 2-D Fourier transform of the picture padded to twice its size: phase retrieval.
+
+    Not linear: there is no adjoint. y is (N, 1, 2 h, 2 w), in units of x.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        super().__init__()
+        # As matrices and not by FFT: they also run under nested batches of derivatives, where torch's FFT fails.
+        for name, side in zip(("rows", "columns"), shape, strict=True):
+            transform = np.fft.fft(np.eye(side), 2 * side, axis=0, norm="ortho")
+            for part, values in (("real", transform.real), ("imaginary", transform.imag)):
+                buffer = torch.from_numpy(np.ascontiguousarray(values)).to(torch.get_default_dtype())
+                self.register_buffer(f"{name}_{part}", buffer)
+
+    def A(self, x: Tensor) -> Tensor:
+        real, imaginary = self.rows_real @ x, self.rows_imaginary @ x
+        spectrum_real = real @ self.columns_real.T - imaginary @ self.columns_imaginary.T
+        spectrum_imaginary = real @ self.columns_imaginary.T + imaginary @ self.columns_real.T
+        # smooth where the magnitude vanishes
+        return (spectrum_real.square() + spectrum_imaginary.square() + 1e-12).sqrt()
+
+
+class Saturation(nn.Module):
+    """A sensor that clips: y = min(max(x, low), high), in units of x. Not linear: there is no adjoint."""
+
+    def __init__(self, low: float, high: float):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def A(self, x: Tensor) -> Tensor:
+        return x.clamp(self.low, self.high)
+
+
+def as_matrix(operator: LinearOperator, shape: tuple[int, int], like: Tensor | None = None) -> Tensor:
+    """The matrix of a linear operator on patches of `shape`, of the dtype and on the device of `like`: (m, n)."""
     n = shape[0] * shape[1]
-    return operator.A(torch.eye(n, device=device).reshape(n, 1, *shape)).flatten(1).T.contiguous()
+    identity = torch.eye(n) if like is None else torch.eye(n, dtype=like.dtype, device=like.device)
+    return operator.A(identity.reshape(n, 1, *shape)).flatten(1).T.contiguous()
 
 
 def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Generator) -> nn.Module:
@@ -118,7 +200,7 @@ def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Ge
         case "downsample":
             return Downsampling(problem.factor)
         case "gaussian":
-            return GaussianSensing(shape, problem.measurements, generator)
+            return gaussian_sensing(shape, problem.measurements, generator)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ class _Training(Settings):
     lr: Positive
 
 
+class Residual(_Training):
+    pass
+
+
 class TrainAE(_Training):
     pass
 
@@ -176,11 +180,20 @@ class CompressedSensing(_Problem):
 Problem = Annotated[Denoise | Inpaint | Blur | SuperResolution | CompressedSensing, Field(discriminator="operator")]
 
 
+class Search(Settings):
+    starts: Annotated[int, Field(gt=0, le=1000)]
+    iterations: Count
+
+
 class Evaluate(Settings):
     patches: Count
     latent_weight: NonNegative | None
-    starts: Annotated[int, Field(gt=0, le=1000)]
-    iterations: Count
+    range: Search
+    relaxed: Search
+    solver_patches: Count
+    posterior_patches: Count
+    posterior_samples: Annotated[int, Field(ge=20, le=100_000)]
+    likelihood_patches: Count
 
 
 class Baselines(Settings):
@@ -191,6 +204,7 @@ class Baselines(Settings):
 
 class Report(Settings):
     pictures: Annotated[int, Field(gt=0, le=64)]
+    posterior: str
 
 
 class Chapter(Settings):
@@ -206,6 +220,7 @@ class Params(Settings):
     collect_images: CollectImages
     extract_patches: ExtractPatches
     network: Network
+    residual: Residual
     train_ae: TrainAE
     train_vae: TrainVAE
     train_gan: TrainGAN
@@ -217,13 +232,17 @@ class Params(Settings):
     chapter: Chapter
 
     @model_validator(mode="after")
-    def _factors_divide(self) -> Self:
+    def _problems_fit(self) -> Self:
         for name, problem in self.problems.items():
             sides = self.extract_patches.patch_size
             if problem.operator == "downsample" and any(side % problem.factor for side in sides):
                 raise ValueError(
                     f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"
                 )
+        if self.report.posterior not in self.problems:
+            raise ValueError(
+                f"report.posterior = '{self.report.posterior}' is none of problems: {', '.join(self.problems)}"
+            )
         return self
 
 

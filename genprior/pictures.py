@@ -100,3 +100,20 @@ def bar_figure(path: str | Path, table: pd.DataFrame, ylabel: str) -> None:
     axis.set(xlabel="", ylabel=ylabel, ylim=(max(0, np.floor(table.min().min() / 5) * 5), None))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(path, axis.figure)
+
+
+def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
+    """Objective against seconds, both logarithmic: a panel for each prior and problem, a line for each solver.
+
+    table: columns prior, problem, solver, seconds, objective.
+    """
+    groups = list(table.groupby(["prior", "problem"], sort=False))
+    across = table.problem.nunique()
+    figure, axes = plt.subplots(-(-len(groups) // across), across, figsize=(3.3 * across, 0.87 * len(groups)))
+    for axis, ((prior, problem), rows) in zip(axes.flat, groups, strict=True):
+        for solver, line in rows.sort_values("seconds").groupby("solver", sort=False):
+            axis.plot(line.seconds, line.objective, marker="o", markersize=3, label=solver)
+        axis.set(title=f"{prior}, {problem}", xscale="log", yscale="log", xlabel="seconds", ylabel="objective")
+    axes.flat[0].legend()
+    figure.tight_layout()
+    save_figure(path, figure)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
 from genprior.networks import Coefficients, Decoder, Encoder
 from genprior.params import InputError
 from genprior.stage import whole_file
@@ -55,14 +56,18 @@ class Prior(nn.Module):
         """Whether v(z) is modelled."""
         return self.config["noise"] is not None
 
+    def code(self, z: Tensor) -> Tensor:
+        """The network's code of a standard normal latent: (N, k) -> (N, k)."""
+        return self.code_mean + z @ self.code_factor.T
+
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of the DCT coefficients Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
-        mean, variance = self.decoder(self.code_mean + z @ self.code_factor.T)
-        return self.coefficients.restore(mean), variance
+        code = self.code(z)
+        return self.coefficients.restore(self.decoder(code)), self.decoder.variance(code)
 
     def decode(self, z: Tensor) -> Tensor:
         """G(z): (N, k) -> (N, 1, h, w)."""
-        return (self.moments(z)[0] @ self.coefficients.basis.T).reshape(-1, 1, *self.shape)
+        return self.coefficients.synthesise(self.decoder(self.code(z)))
 
     def encode(self, x: Tensor) -> Tensor:
         """The encoder's (mean) code of patches, as standard normal latent: (N, 1, h, w) -> (N, k)."""
@@ -89,6 +94,22 @@ class Prior(nn.Module):
         if residual:
             mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
         return (mean @ self.coefficients.basis.T).reshape(-1, 1, *self.shape)
+
+
+def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """The ELBO's terms for patches (N, 1, h, w) at one latent draw each, z = μ(x) + σ(x) ⊙ noise: all (N,).
+
+    log_likelihood log p(x | z) and kl KL(q(z | x) ‖ N(0, I)) in nats, squared_error ‖x - G(z)‖².
+    """
+    mean, log_variance = encoder(x)
+    z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
+    predicted, variance = prior.moments(z)
+    residual = x.flatten(1) @ prior.coefficients.basis - predicted
+    return {
+        "log_likelihood": gaussian_log_likelihood(residual, variance),
+        "kl": kl_standard_normal(mean, log_variance),
+        "squared_error": residual.square().sum(1),
+    }
 
 
 def save_prior(prior: Prior, path: str | Path) -> None:

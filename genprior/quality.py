@@ -60,10 +60,21 @@ def squared_mmd(real: Tensor, fake: Tensor) -> float:
 def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
     """Errors of estimates against true patches, both (N, 1, h, w), pooled over all patches.
 
-    psnr_db: from the mean squared error; relative_error: (Σ‖x̂ - x‖² / Σ‖x‖²)^½.
+    mse: the mean squared error; psnr_db: from it; relative_error: (Σ‖x̂ - x‖² / Σ‖x‖²)^½.
     """
     error = (estimate - x).square()
     return {
+        "mse": error.mean().item(),
         "psnr_db": psnr_db(error.mean()),
         "relative_error": math.sqrt(float(error.sum() / x.square().sum())),
     }
+
+
+def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
+    """Share of pixels whose truth lies in the central credible interval of the samples: in [0, 1], `level` is right.
+
+    samples: (N, S, ...), truth: (N, ...), level: 0.9 for the interval between the 5 % and 95 % quantiles.
+    """
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
+    low, high = samples.quantile(tails, dim=1)
+    return ((truth >= low) & (truth <= high)).double().mean().item()

@@ -1,43 +1,114 @@
-"""One prior through all inverse problems: held-out patches restored by argmin_z ‖K G(z) - y‖² + λ‖z‖²."""
+"""One prior through all inverse problems: restorations, where their errors come from, and what the posterior knows.
+
+`range` confines images to the range of G, as the chapter does; `relaxed` lets the prior's residual model speak too.
+"""
 
 import sys
 
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, Inversion, invert
+from genprior.inversion import CONVERGED, Energy, Inversion, RangeEnergy, RelaxedEnergy, search
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, load_params
-from genprior.patches import draw_patches, load_patches
+from genprior.patches import draw_batch, draw_patches, load_patches
+from genprior.posterior import TEMPERED, Posterior, sample_posterior
 from genprior.prior import Prior, load_prior
-from genprior.quality import reconstruction_measures
+from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
+
+REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
+
+
+def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evaluate) -> Energy:
+    """What is minimised for a posed problem; λ weighs the latent prior of `range`, Bayes' σ² by default."""
+    if constraint == "range":
+        return RangeEnergy(prior.decode, problem.operator, problem.y, problem.sigma, settings.latent_weight)
+    basis = prior.coefficients.basis
+    return RelaxedEnergy(prior.moments, basis, prior.shape, problem.operator, problem.y, problem.sigma)
 
 
 def starting_codes(prior: Prior, count: int, patches: int, seed: int) -> Tensor:
-    """Where the search begins: the prior's centre, then draws from it: (count, patches, k)."""
+    """Where a search begins: the prior's centre, then draws from it: (count, patches, k)."""
     starts = torch.randn(count, patches, prior.latent_size, generator=torch.Generator().manual_seed(seed))
     starts[0] = 0
     return starts.to(prior.code_mean.device)
 
 
-def restore(prior: Prior, problem: Measured, settings: Evaluate, starts: Tensor) -> Inversion:
-    """The chapter's reconstruction for a batch of measurements; λ defaults to the noise variance, as Bayes has it."""
-    latent_weight = problem.sigma**2 if settings.latent_weight is None else settings.latent_weight
-    return invert(
-        lambda z: problem.operator.A(prior.decode(z)).flatten(1),
-        problem.y.flatten(1),
-        latent_weight,
-        starts,
-        settings.iterations,
-    )
+def restore(prior: Prior, energy: Energy, constraint: str, settings: Evaluate, patches: int, seed: int) -> Inversion:
+    """The best code and image of each patch, with the starts and iterations that the settings give the constraint."""
+    solver = getattr(settings, constraint)
+    return search(energy, starting_codes(prior, solver.starts, patches, seed), solver.iterations).best(energy)
 
 
-def represent(prior: Prior, x: Tensor, settings: Evaluate, starts: Tensor) -> Inversion:
+def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
     """The best G(z) for the true patches: what the range of G cannot reach is the chapter's bias."""
+    starts = starting_codes(prior, settings.range.starts, len(x), seed)
     if prior.encoder is not None:
         starts = torch.cat([starts, prior.encode(x)[None]])
-    return invert(lambda z: prior.decode(z).flatten(1), x.flatten(1), 0.0, starts, settings.iterations)
+    energy = RangeEnergy(prior.decode, Identity(), x, REPRESENTATION_SIGMA, 0.0)
+    return search(energy, starts, settings.range.iterations).best(energy)
+
+
+def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed: int) -> float:
+    """Nats that the search leaves on the first `count` patches against the best of a far longer one; never negative."""
+    starts = starting_codes(prior, 16, min(count, len(found.z)), seed + 1)
+    longer = search(energy, starts, 150, audition=20).best(energy).energy
+    ours = found.energy[: len(longer)]
+    return (ours - torch.minimum(ours, longer)).mean().item()
+
+
+def measures(problem: Measured, x: Tensor, found: Inversion) -> dict[str, float]:
+    """Errors against the truth, the share of searches that converged, the misfit to the measurement."""
+    misfit = problem.operator.A(found.x) - problem.y
+    return {
+        **reconstruction_measures(x, found.x),
+        "residual_over_sigma": misfit.square().mean().sqrt().item() / problem.sigma,
+        "converged": found.status.count(CONVERGED) / len(x),
+    }
+
+
+def posterior_of(prior: Prior, energy: Energy, patches: int, settings: Evaluate, seed: int) -> Posterior:
+    """Posterior samples for the first `patches` of an energy's problems."""
+    # All starts to the end, none dropped: a mode of its own that looks poor early may hold half the posterior.
+    iterations = settings.relaxed.iterations
+    modes = search(energy, starting_codes(prior, 8, patches, seed), iterations, audition=iterations)
+    return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
+
+
+def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
+    """How often credible intervals hold the truth, how far to believe the sampler, and the samples (N, S, h, w)."""
+    posterior = posterior_of(prior, energy, len(x), settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+    samples = posterior.images(lambda z, rows: energy.draw(z, rows, generator))
+    found = {
+        "coverage_50": interval_coverage(samples, x.squeeze(1), 0.5),
+        "coverage_90": interval_coverage(samples, x.squeeze(1), 0.9),
+        "posterior_mean_psnr_db": reconstruction_measures(x, samples.mean(1, keepdim=True))["psnr_db"],
+        "effective_share": posterior.effective.median().item(),
+        "tempered": posterior.method.count(TEMPERED) / len(x),
+    }
+    return found, samples
+
+
+def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
+    """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise."""
+    energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, Identity(), x, 0.0)
+    posterior = posterior_of(prior, energy, len(x), settings, seed)
+    n = x[0].numel()
+    per_pixel = posterior.log_evidence / n
+    return {
+        "log_likelihood": per_pixel.mean().item(),
+        "standard_error": (per_pixel.std() / len(x) ** 0.5).item(),  # over patches
+        "monte_carlo_error": (posterior.log_evidence_error.square().sum().sqrt() / len(x) / n).item(),
+        "effective_share": posterior.effective.median().item(),
+        "tempered": posterior.method.count(TEMPERED) / len(x),
+    }
+
+
+def picture_rows(samples: Tensor) -> Tensor:
+    """What the report shows of a posterior (N, S, h, w): four samples, their mean, their standard deviation."""
+    return torch.cat([samples[:, :4], samples.mean(1, keepdim=True), samples.std(1, keepdim=True)], 1)
 
 
 def main() -> None:
@@ -45,30 +116,49 @@ def main() -> None:
     if name not in ("ae", "vae", "gan"):
         raise InputError("usage: python -m stages.evaluate ae|vae|gan")
     params = load_params("params.yaml")
-    device = set_up(params)
-    settings = params.evaluate
+    device, seed, settings = set_up(params), params.seed, params.evaluate
     prior = load_prior(f"data/models/{name}.safetensors", device)
-    x = draw_patches(load_patches("data/patches/test.npy", device), settings.patches, params.seed)
-    starts = starting_codes(prior, settings.starts, len(x), params.seed)
+    test = load_patches("data/patches/test.npy", device)
+    x = draw_patches(test, settings.patches, seed)
+    held_out = min(settings.posterior_patches, len(x))
+    best = represent(prior, x, settings, seed)
+    values = {"range": {"representation": reconstruction_measures(x, best.x)}, "relaxed": {}}
+    bias = values["range"]["representation"]["mse"]
+    restored, posteriors = {"range": [best.x], "relaxed": []}, []
 
-    measured = [Measured("representation", Identity(), 1.0, x), *pose(params.problems, x, params.seed)]
-    values, restored = {}, []
-    for i in (bar := steps(len(measured), f"evaluate {name}")):
-        problem = measured[i]
+    own = {c: prior.sample(held_out, torch.Generator().manual_seed(seed), c == "relaxed") for c in restored}
+    posed = pose(params.problems, x, seed)
+    in_range = {constraint: pose(params.problems, own[constraint], seed) for constraint in restored}
+    for i in (bar := steps(len(posed), f"evaluate {name}")):
+        problem = posed[i]
         bar.set_postfix(problem=problem.name)
-        if problem.name == "representation":
-            found = represent(prior, x, settings, starts)
-        else:
-            found = restore(prior, problem, settings, starts)
-        estimate = prior.decode(found.z)
-        values[problem.name] = reconstruction_measures(x, estimate)
-        values[problem.name]["converged"] = found.status.count(CONVERGED) / len(x)
-        if problem.name != "representation":
-            misfit = problem.operator.A(estimate) - problem.y
-            values[problem.name]["residual_over_sigma"] = misfit.square().mean().sqrt().item() / problem.sigma
-        restored.append(estimate.squeeze(1))
-    write_array(f"data/reconstructions/{name}_range.npy", torch.stack(restored).cpu().numpy())
-    write_metrics(f"metrics/evaluate_{name}.json", {name: {"range": values}})
+        for constraint in restored:
+            energy = energy_of(prior, problem, constraint, settings)
+            found = restore(prior, energy, constraint, settings, len(x), seed)
+            row = values[constraint][problem.name] = measures(problem, x, found)
+            row["solver_gap"] = solver_gap(prior, energy, found, settings.solver_patches, seed)
+            if constraint == "range":
+                row["added_mse"] = row["mse"] - bias
+            else:
+                spread, samples = uncertainty(prior, energy, x[:held_out], settings, seed)
+                row.update(spread)
+                posteriors.append(picture_rows(samples))
+            restored[constraint].append(found.x)
+
+            # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
+            energy = energy_of(prior, in_range[constraint][i], constraint, settings)
+            found = restore(prior, energy, constraint, settings, held_out, seed)
+            row["in_range_psnr_db"] = reconstruction_measures(own[constraint], found.x)["psnr_db"]
+            if constraint == "relaxed":
+                spread, _ = uncertainty(prior, energy, own[constraint], settings, seed)
+                row.update({f"in_range_{measure}": value for measure, value in spread.items()})
+    x_likelihood = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))
+    values["relaxed"]["likelihood"] = log_likelihood(prior, x_likelihood, settings, seed)
+
+    write_metrics(f"metrics/evaluate_{name}.json", {name: values})
+    for constraint, images in restored.items():
+        write_array(f"data/reconstructions/{name}_{constraint}.npy", torch.stack(images).squeeze(2).cpu().numpy())
+    write_array(f"data/reconstructions/{name}_posterior.npy", torch.stack(posteriors).cpu().numpy())
 
 
 if __name__ == "__main__":

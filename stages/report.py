@@ -81,31 +81,51 @@ def markdown(table: pd.DataFrame, digits: int) -> str:
 
 def reconstructions(problems: list[str], x: np.ndarray, count: int) -> list[str]:
     """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
-    files = [("minimum_norm", "minimum_norm"), ("lasso_dct", "lasso_dct"), ("pca", "pca")]
-    files += [(name, f"{name}_range") for name in PRIORS]
-    arrays = {name: read_array(f"data/reconstructions/{file}.npy") for name, file in files}
+    files = {NAMES[name]: name for name in ("minimum_norm", "lasso_dct", "pca")}
+    files |= {label(name, c): f"{name}_{c}" for c in ("range", "relaxed") for name in PRIORS}
+    arrays = {title: read_array(f"data/reconstructions/{file}.npy") for title, file in files.items()}
     written = []
     for problem in problems:
         found = {"truth": x[:count]}
-        for name, array in arrays.items():
-            # A prior's array begins with its representation of the truth, which classical methods lack.
+        for title, array in arrays.items():
+            # An array under `range` begins with the representation of the truth, which the others lack.
             offset = len(array) - len(problems)
-            found[NAMES[name]] = array[problems.index(problem) + offset][:count]
+            found[title] = array[problems.index(problem) + offset][:count]
         written.append(f"reconstructions_{problem}.png")
         pictures.reconstruction_figure(TARGET / written[-1], found, problem)
     return written
 
 
-def samples_page(table: pd.DataFrame) -> str:
-    """The sample measures as a table, one line each prior, the floor first."""
-    chosen = table[table.problem == "samples"].copy()
-    chosen["samples"] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
-    order = list(dict.fromkeys(chosen.samples))
-    return markdown(chosen.pivot(index="samples", columns="measure", values="value").reindex(order), 4)
+def posterior_pictures(problems: list[str], problem: str, x: np.ndarray, count: int) -> list[str]:
+    """For each prior: truth, minimum norm, four posterior samples, their mean and standard deviation."""
+    written = []
+    measured = read_array("data/reconstructions/minimum_norm.npy")[problems.index(problem)]
+    for name in PRIORS:
+        drawn = read_array(f"data/reconstructions/{name}_posterior.npy")[problems.index(problem)][:count]
+        found = {"truth": x[: len(drawn)], NAMES["minimum_norm"]: measured[: len(drawn)]}
+        found |= {f"sample {i + 1}": drawn[:, i] for i in range(4)}
+        found |= {"posterior mean": drawn[:, 4], "standard deviation × 5": 5 * drawn[:, 5]}
+        written.append(f"posterior_{name}.png")
+        pictures.reconstruction_figure(TARGET / written[-1], found, f"{NAMES[name]}, {problem}")
+    return written
 
 
-def write_page(table: pd.DataFrame, problems: list[str], reconstructed: list[str], params: Params) -> None:
+def by_method(table: pd.DataFrame, problem: str, measures: list[str]) -> pd.DataFrame:
+    """The named measures of one problem, a line each method and constraint."""
+    chosen = table[(table.problem == problem) & table.measure.isin(measures)].copy()
+    chosen[problem] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
+    order = list(dict.fromkeys(chosen[problem]))
+    return chosen.pivot(index=problem, columns="measure", values="value").reindex(order)[measures]
+
+
+def write_page(table: pd.DataFrame, params: Params, reconstructed: list[str], posteriors: list[str]) -> None:
     """The Markdown page."""
+    problems = list(params.problems)
+
+    def of_priors(measure: str, digits: int, constraint: str) -> str:
+        chosen = table[table.method.isin(PRIORS) & (table.constraint == constraint)]
+        return markdown(wide(chosen, measure, problems), digits)
+
     parts = [
         "# Report",
         f"Written by `python -m stages.report` from the pipeline's numbers (seed {params.seed}). "
@@ -113,18 +133,48 @@ def write_page(table: pd.DataFrame, problems: list[str], reconstructed: list[str
         "## Samples",
         "![Samples of every prior beside real patches](samples.png)",
         "Each set against real training patches; the first line is what another set of real patches gets. "
-        "Precision, recall, density and coverage: higher is better, the floor is the aim; squared MMD: lower.",
-        samples_page(table),
+        "Precision, recall, density and coverage: higher is better, the floor is the aim; squared MMD: lower. "
+        "A prior's plain line is its range, G(z) alone; `relaxed` adds what its residual model draws.",
+        markdown(by_method(table, "samples", ["coverage", "density", "precision", "recall", "squared_mmd"]), 4),
         "## Restoration",
         "![PSNR of every method in every problem](psnr.png)",
         "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
-        "true patch: no measurement can take a method that is confined to the range of G beyond it.",
+        "true patch: no measurement can take a method that is confined to the range of G beyond it. `relaxed` is the "
+        "prior with its residual model.",
         markdown(wide(table, "psnr_db", ["representation", *problems]), 2),
         "Relative error:",
         markdown(wide(table, "relative_error", ["representation", *problems]), 3),
         "Root mean square of K x̂ - y in units of the noise's sigma: 1 explains the measurement, more does not.",
         markdown(wide(table, "residual_over_sigma", problems), 2),
         *(f"![{name}]({name})" for name in reconstructed),
+        "## Where the errors come from",
+        "Confined to the range, mean squared error × 1000 on top of the representation's: what measurement, noise and "
+        "the latent prior add.",
+        markdown(1000 * wide(table, "added_mse", problems), 3),
+        "What the search leaves, in nats, against the best of a far longer one with 16 starts, on "
+        f"{params.evaluate.solver_patches} patches; first confined to the range, then relaxed:",
+        of_priors("solver_gap", 3, "range"),
+        of_priors("solver_gap", 3, "relaxed"),
+        "The control, PSNR in dB for truths that the prior itself drew; first from its range, then relaxed:",
+        of_priors("in_range_psnr_db", 2, "range"),
+        of_priors("in_range_psnr_db", 2, "relaxed"),
+        "## What the priors know",
+        "log p(x) of held-out patches in nats per pixel, its standard error over patches, the error of the Monte Carlo "
+        "estimate, and the median effective sample size as a share:",
+        markdown(
+            by_method(
+                table, "likelihood", ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
+            ),
+            4,
+        ),
+        f"How many pixels lie in their 90 % credible interval, on {params.evaluate.posterior_patches} held-out patches "
+        "(what the prior is worth) and on as many drawn from the prior (whether the sampler is right):",
+        of_priors("coverage_90", 3, "relaxed"),
+        of_priors("in_range_coverage_90", 3, "relaxed"),
+        "The same for the 50 % interval:",
+        of_priors("coverage_50", 3, "relaxed"),
+        of_priors("in_range_coverage_50", 3, "relaxed"),
+        *(f"![{name}]({name})" for name in posteriors),
         "## Training",
         "![Training curves](curves.png)",
     ]
@@ -143,6 +193,7 @@ def main() -> None:
         for m, c in table[table.problem == "samples"][["method", "constraint"]].drop_duplicates().values
         if m != "floor"
     }
+    x = x.squeeze(1).numpy()
     curves = {name: pd.read_csv(f"data/curves/{name}.csv") for name in PRIORS}
     panels = {
         "autoencoder: mean squared error": (curves["ae"], ["train_mse", "validation_mse"]),
@@ -150,12 +201,14 @@ def main() -> None:
         "VAE: KL, nats per patch": (curves["vae"], ["train_kl", "validation_kl"]),
         "GAN: losses": (curves["gan"], ["d_loss", "g_loss"]),
     }
-    reconstructed = reconstructions(problems, x.squeeze(1).numpy(), params.report.pictures)
+    reconstructed = reconstructions(problems, x, params.report.pictures)
+    posteriors = posterior_pictures(problems, params.report.posterior, x, params.report.pictures)
     pictures.sample_figure(TARGET / "samples.png", grids)
     pictures.curve_figure(TARGET / "curves.png", panels)
-    pictures.bar_figure(TARGET / "psnr.png", wide(table, "psnr_db", ["representation", *problems]), "PSNR [dB]")
+    compared = table[~table.method.isin(["minimum_norm", "tikhonov"])]
+    pictures.bar_figure(TARGET / "psnr.png", wide(compared, "psnr_db", ["representation", *problems]), "PSNR [dB]")
     write_csv(TARGET / "table.csv", table)
-    write_page(table, problems, reconstructed, params)
+    write_page(table, params, reconstructed, posteriors)
 
 
 if __name__ == "__main__":

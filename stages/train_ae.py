@@ -4,24 +4,25 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from genprior.networks import Encoder
 from genprior.params import Network, TrainAE, load_params
 from genprior.patches import draw_batch, load_patches, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import cosine_adam, logged
+from genprior.training import cosine_adam, fit_residual, logged
 
 
 def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
     """Mean squared error of G(E(x)) over a batch (N, 1, h, w): a scalar."""
-    return (prior.coefficients.synthesise(prior.decoder(prior.encoder(x))[0]) - x).square().mean()
+    return (prior.coefficients.synthesise(prior.decoder(prior.encoder(x))) - x).square().mean()
 
 
 def train(
     patches: Tensor, validation: Tensor, network: Network, settings: TrainAE, seed: int
 ) -> tuple[Prior, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
-    prior = Prior(patches.shape[2:], **network.model_dump(), encoder="plain")
+    prior = Prior(patches.shape[2:], **network.model_dump(), noise="dct", encoder="plain")
     prior.coefficients.fit(to_unit(patches.cpu()))
     prior.to(patches.device)
     optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
@@ -42,7 +43,7 @@ def train(
             rows.append({"step": step + 1, "train_mse": loss.item(), "validation_mse": error.item()})
             bar.set_postfix(mse=f"{loss.item():.5f}")
     prior.fit_codes(to_unit(patches))
-    return prior.eval().requires_grad_(False), pd.DataFrame(rows)
+    return prior, pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -52,6 +53,10 @@ def main() -> None:
         load_patches(f"data/patches/{split}.npy", device) for split in ("train", "validation", "test")
     )
     prior, curve = train(patches, validation, params.network, params.train_ae, params.seed)
+    # Its own encoder gives one code for each patch; the fit needs to know how far other codes would do as well.
+    encoder = Encoder(prior.coefficients, **params.network.model_dump(), variational=True).to(device)
+    residual_curve = fit_residual(prior, encoder, patches, params.residual, params.seed)
+    prior.eval().requires_grad_(False)
 
     error = reconstruction_error(prior, to_unit(test))
     write_metrics(
@@ -60,6 +65,7 @@ def main() -> None:
     )
     save_prior(prior, "data/models/ae.safetensors")
     write_csv("data/curves/ae.csv", curve)
+    write_csv("data/curves/ae_residual.csv", residual_curve)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from genprior.params import Network, TrainGAN, load_params
 from genprior.patches import draw_batch, load_patches, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import cosine_adam, logged
+from genprior.training import cosine_adam, fit_residual, logged
 
 
 def train(patches: Tensor, network: Network, settings: TrainGAN, seed: int) -> tuple[Prior, pd.DataFrame]:
@@ -20,7 +20,7 @@ def train(patches: Tensor, network: Network, settings: TrainGAN, seed: int) -> t
     Each step is one of the discriminator, with R1 + R2 penalties of weight `gradient_penalty`, then one of the
     generator. Both players see standardised DCT coefficients. R3GAN's loss: Huang et al. 2024, section 2.
     """
-    generator = Prior(patches.shape[2:], **network.model_dump())
+    generator = Prior(patches.shape[2:], **network.model_dump(), noise="dct", encoder="variational")
     coefficients = generator.coefficients.fit(to_unit(patches.cpu()))
     discriminator = mlp([len(coefficients.mean), *settings.discriminator_hidden, 1], "leaky_relu")
     generator.to(patches.device), discriminator.to(patches.device)
@@ -33,7 +33,7 @@ def train(patches: Tensor, network: Network, settings: TrainGAN, seed: int) -> t
 
     def generate(count: int) -> Tensor:
         z = torch.randn(count, network.latent_size, generator=draw).to(patches.device)
-        return generator.decoder(z)[0]
+        return generator.decoder(z)
 
     rows = []
     for step in (bar := steps(settings.steps, "train_gan")):
@@ -57,7 +57,7 @@ def train(patches: Tensor, network: Network, settings: TrainGAN, seed: int) -> t
         if logged(step, settings.steps):
             rows.append({"step": step + 1, "d_loss": d_loss.item(), "g_loss": g_loss.item(), "penalty": penalty.item()})
             bar.set_postfix(d=f"{d_loss.item():.3f}", g=f"{g_loss.item():.3f}")
-    return average.module.eval().requires_grad_(False), pd.DataFrame(rows)
+    return average.module, pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -65,9 +65,12 @@ def main() -> None:
     device = set_up(params)
     patches = load_patches("data/patches/train.npy", device)
     prior, curve = train(patches, params.network, params.train_gan, params.seed)
+    residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, params.seed)
+    prior.eval().requires_grad_(False)
     write_metrics("metrics/train_gan.json", {"train_gan": curve.iloc[-1].drop("step").to_dict()})
     save_prior(prior, "data/models/gan.safetensors")
     write_csv("data/curves/gan.csv", curve)
+    write_csv("data/curves/gan_residual.csv", residual_curve)
 
 
 if __name__ == "__main__":

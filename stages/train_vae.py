@@ -6,29 +6,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
 from genprior.params import Network, TrainVAE, load_params
 from genprior.patches import draw_batch, load_patches, to_unit
-from genprior.prior import Prior, save_prior
+from genprior.prior import Prior, elbo_terms, save_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
 from genprior.training import cosine_adam, logged
-
-
-def elbo_terms(prior: Prior, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """The ELBO's terms for patches (N, 1, h, w) at z = E(x) + noise: each (N,).
-
-    log_likelihood and kl in nats, squared_error summed over the pixels.
-    """
-    mean, log_variance = prior.encoder(x)
-    z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
-    predicted, variance = prior.moments(z)
-    residual = x.flatten(1) @ prior.coefficients.basis - predicted
-    return {
-        "log_likelihood": gaussian_log_likelihood(residual, variance),
-        "kl": kl_standard_normal(mean, log_variance),
-        "squared_error": residual.square().sum(1),
-    }
 
 
 def objective(terms: dict[str, Tensor], settings: TrainVAE, n: int, k: int) -> Tensor:
@@ -66,7 +49,7 @@ def train(
     for step in (bar := steps(settings.steps, "train_vae")):
         x = draw_batch(patches, settings.batch_size, generator)
         epsilon = torch.randn(len(x), k, generator=generator).to(x.device)
-        terms = elbo_terms(prior, x, epsilon)
+        terms = elbo_terms(prior, prior.encoder, x, epsilon)
         loss = objective(terms, settings, n, k)
         optimizer.zero_grad()
         loss.backward()
@@ -84,7 +67,7 @@ def train(
 def measure(prior: Prior, x: Tensor, seed: int) -> dict[str, Tensor]:
     """The ELBO's terms with one latent draw, the same for every call with this seed."""
     generator = torch.Generator().manual_seed(seed)
-    return elbo_terms(prior, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
+    return elbo_terms(prior, prior.encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
 
 
 def summary(split: str, terms: dict[str, Tensor], n: int) -> dict[str, float]:

@@ -1,10 +1,27 @@
+"""Solvers × problems with known minima; derivatives against finite differences."""
+
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from genprior.inversion import CONVERGED, NOT_FINITE, adam, invert, levenberg_marquardt, objective
+from genprior.images import dct_basis
+from genprior.inversion import (
+    CONVERGED,
+    NOT_FINITE,
+    RangeEnergy,
+    RelaxedEnergy,
+    adam,
+    fisher_scoring,
+    lbfgs,
+    search,
+    with_columns,
+)
+from genprior.operators import GaussianBlur, Identity, PhaselessFourier, Saturation, gaussian_sensing
+
+SHAPE, N = (4, 5), 20
+BASIS = torch.from_numpy(dct_basis(*SHAPE))
 
 
 @pytest.fixture
@@ -13,30 +30,61 @@ def draw():
     return torch.Generator().manual_seed(0)
 
 
-def starts(draw, count, problems, k):
-    return torch.randn(count, problems, k, generator=draw)
+class Flat:
+    """K = I on vectors: lets decoders of any size be tested without a picture around them."""
+
+    def A(self, x):
+        return x
+
+    def A_adjoint(self, y):
+        return y
 
 
-@pytest.mark.parametrize("latent_weight", [0.0, 1e-4, 0.3])
-def test_linear_decoder_gives_least_squares(draw, latent_weight):
+def range_energy(decode, y, latent_weight, sigma=0.5):
+    return RangeEnergy(decode, Flat(), y, sigma, latent_weight)
+
+
+SOLVERS = {
+    "fisher_scoring": lambda energy, starts: search(energy, starts, 60),
+    "adam": lambda energy, starts: adam(energy, starts, 600, lr=0.05),
+    "lbfgs": lambda energy, starts: lbfgs(energy, starts, 150),
+}
+
+
+def best(energy, modes):
+    found = modes.best(energy)
+    rows = torch.arange(len(found.z))
+    torch.testing.assert_close(energy.value(found.z, rows), found.energy)  # its own energy, not another iterate's
+    torch.testing.assert_close(energy.estimate(found.z, rows), found.x)
+    return found
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("latent_weight", [0.0, 1e-2, 0.3])
+def test_linear_decoder_gives_least_squares(draw, solver, latent_weight):
     forward, offset = torch.randn(12, 5, generator=draw), torch.randn(12, generator=draw)
     y = torch.randn(7, 12, generator=draw)
-    found = invert(lambda z: z @ forward.T + offset, y, latent_weight, starts(draw, 3, 7, 5), 60)
+    energy = range_energy(lambda z: z @ forward.T + offset, y, latent_weight)
+    found = best(energy, SOLVERS[solver](energy, torch.randn(3, 7, 5, generator=draw)))
     stacked = np.vstack([forward.numpy(), latent_weight**0.5 * np.eye(5)])
     right = np.hstack([(y - offset).numpy(), np.zeros((7, 5))])
     expected = np.linalg.lstsq(stacked, right.T, rcond=None)[0].T
-    np.testing.assert_allclose(found.z.numpy(), expected, atol=1e-3)
+    np.testing.assert_allclose(found.z.numpy(), expected, atol=5e-3)
     least = np.square(right - expected @ stacked.T).sum(1)
-    np.testing.assert_allclose(found.objective.numpy(), least, rtol=1e-5)
-    assert found.status == [CONVERGED] * 7
+    np.testing.assert_allclose(energy.chapter_objective(found.z, torch.arange(7)).numpy(), least, rtol=1e-4)
+    if solver == "fisher_scoring":
+        assert found.status == [CONVERGED] * 7
 
 
-def test_rank_deficient_jacobian(draw):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rank_deficient_jacobian(draw, solver):
     forward = torch.randn(12, 2, generator=draw) @ torch.randn(2, 5, generator=draw)
     y = torch.randn(7, 12, generator=draw)
-    found = invert(lambda z: z @ forward.T, y, 0.0, starts(draw, 2, 7, 5), 60)
+    energy = range_energy(lambda z: z @ forward.T, y, 0.0)
+    found = best(energy, SOLVERS[solver](energy, torch.randn(2, 7, 5, generator=draw)))
     residual = np.linalg.lstsq(forward.numpy(), y.numpy().T, rcond=None)[0].T @ forward.numpy().T - y.numpy()
-    np.testing.assert_allclose(found.objective.numpy(), np.square(residual).sum(1), rtol=1e-4)
+    objective = energy.chapter_objective(found.z, torch.arange(7)).numpy()
+    np.testing.assert_allclose(objective, np.square(residual).sum(1), rtol=1e-4)
 
 
 def curved(draw, k=3, m=20):
@@ -44,65 +92,196 @@ def curved(draw, k=3, m=20):
     return lambda z: torch.tanh(z @ inner.T) @ outer.T
 
 
-def test_curved_decoder_is_solved_at_least_as_well_as_by_adam(draw):
-    forward = curved(draw)
-    y = forward(torch.randn(30, 3, generator=draw)) + 0.1 * torch.randn(30, 20, generator=draw)
-    begin = starts(draw, 6, 30, 3)
-    ours = invert(forward, y, 0.01, begin, 60)
-    reference = adam(forward, y, 0.01, begin, 1500, lr=0.03)
-    assert ours.objective.mean() <= 1.001 * reference.objective.mean()
-    # It is a minimum: the gradient there vanishes, by autograd and not by the solver's own Jacobian.
-    z = ours.z.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(forward, y, 0.01, z).sum(), z)
-    assert gradient.abs().max() < 0.05
-    torch.testing.assert_close(objective(forward, y, 0.01, ours.z), ours.objective)
+@pytest.mark.parametrize("reference", ["adam", "lbfgs"])
+def test_curved_decoder_is_solved_at_least_as_well_as_by_the_references(draw, reference):
+    decode = curved(draw)
+    y = decode(torch.randn(30, 3, generator=draw)) + 0.1 * torch.randn(30, 20, generator=draw)
+    starts = torch.randn(6, 30, 3, generator=draw)
+    energy = range_energy(decode, y, 0.01)
+    ours, theirs = best(energy, search(energy, starts, 60)), best(energy, SOLVERS[reference](energy, starts))
+    rows = torch.arange(30)
+    assert energy.chapter_objective(ours.z, rows).mean() <= 1.001 * energy.chapter_objective(theirs.z, rows).mean()
 
 
 def test_truth_in_range_is_found(draw):
-    forward = curved(draw)
-    truth = torch.randn(30, 3, generator=draw)
-    found = invert(forward, forward(truth), 0.0, starts(draw, 10, 30, 3), 80)
-    assert (found.objective < 1e-6).double().mean() > 0.9
+    decode = curved(draw)
+    energy = range_energy(decode, decode(torch.randn(30, 3, generator=draw)), 0.0, sigma=0.01)
+    found = best(energy, search(energy, torch.randn(10, 30, 3, generator=draw), 80))
+    assert (energy.chapter_objective(found.z, torch.arange(30)) < 1e-6).double().mean() > 0.9
 
 
-def test_more_starts_never_do_worse(draw):
-    forward = curved(draw)
-    y = torch.randn(30, 20, generator=draw)
-    begin = starts(draw, 1, 30, 3)
-    alone = invert(forward, y, 0.01, begin, 50)
-    # the audition drops half: the kept ones include whichever is better by then
-    together = invert(forward, y, 0.01, begin.repeat(4, 1, 1), 50)
-    torch.testing.assert_close(together.objective, alone.objective)
-
-
-def test_objective_never_rises(draw):
-    forward = curved(draw)
-    y, begin = torch.randn(30, 20, generator=draw), torch.randn(30, 3, generator=draw)
-    values = [levenberg_marquardt(forward, y, 0.01, begin, n).objective for n in (0, 1, 2, 5, 20)]
+def test_energy_never_rises(draw):
+    energy = range_energy(curved(draw), torch.randn(30, 20, generator=draw), 0.01)
+    starts, rows = torch.randn(30, 3, generator=draw), torch.arange(30)
+    values = [fisher_scoring(energy, starts, rows, n)[1] for n in (0, 1, 2, 5, 20)]
     for before, after in pairwise(values):
         assert (after <= before).all()
 
 
-def test_decoder_that_fails_for_some_leaves_the_others_alone(draw):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_decoder_that_fails_for_some_leaves_the_others_alone(draw, solver):
     smooth = curved(draw)
 
     def broken_beyond(z):
         return torch.where(z[:, :1] > 1.0, torch.nan, smooth(z))
 
-    y = torch.randn(10, 20, generator=draw)
-    begin = 0.1 * torch.randn(1, 10, 3, generator=draw)
-    begin[0, 0, 0] = 5.0
-    found = invert(broken_beyond, y, 0.01, begin, 50)
+    starts = 0.1 * torch.randn(1, 10, 3, generator=draw)
+    starts[0, 0, 0] = 5.0
+    energy = range_energy(broken_beyond, torch.randn(10, 20, generator=draw), 0.01)
+    found = SOLVERS[solver](energy, starts).best(energy)
     assert found.status[0] == NOT_FINITE
-    assert found.objective[0] == torch.inf
-    assert torch.equal(found.z[0], begin[0, 0])
-    assert found.objective[1:].isfinite().all()
+    assert found.energy[0] == torch.inf
+    assert torch.equal(found.z[0], starts[0, 0])
+    assert found.energy[1:].isfinite().all()
     assert (found.z[1:, 0] <= 1.0).all()
 
 
+def test_minimum_behind_a_wall_ends_at_the_wall_and_says_so(draw):
+    decode = lambda z: torch.where(z > 1.0, torch.nan, z)  # noqa: E731
+    energy = range_energy(decode, torch.full((1, 2), 3.0), 0.0)
+    found = best(energy, search(energy, torch.zeros(1, 1, 2), 200))
+    assert found.status == [NOT_FINITE]
+    assert 0.9 < found.z.min() <= 1.0
+
+
 def test_one_problem_does_not_depend_on_its_neighbours(draw):
-    forward = curved(draw)
-    y, begin = torch.randn(10, 20, generator=draw), starts(draw, 3, 10, 3)
-    together = invert(forward, y, 0.01, begin, 50)
-    alone = invert(forward, y[4:5], 0.01, begin[:, 4:5], 50)
-    torch.testing.assert_close(together.objective[4:5], alone.objective, rtol=1e-6, atol=0)
+    decode = curved(draw)
+    y, starts = torch.randn(10, 20, generator=draw), torch.randn(3, 10, 3, generator=draw)
+    together, alone = range_energy(decode, y, 0.01), range_energy(decode, y[4:5], 0.01)
+    torch.testing.assert_close(
+        search(together, starts, 50).best(together).energy[4:5],
+        search(alone, starts[:, 4:5], 50).best(alone).energy,
+        rtol=1e-6,
+        atol=0,
+    )
+
+
+class DeepinvLike:
+    """An object of the shape of deepinv's linear physics: more methods than we ask for, measurements as pictures."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def A(self, x, **kwargs):
+        return x * self.mask
+
+    def A_adjoint(self, y, **kwargs):
+        return y * self.mask
+
+    def forward(self, x, **kwargs):
+        return self.A(x, **kwargs)
+
+
+def curved_moments(draw, k=3):
+    inner, outer = torch.randn(16, k, generator=draw), torch.randn(N, 16, generator=draw) / 3
+    spread = torch.randn(N, k, generator=draw)
+    return lambda z: (torch.tanh(z @ inner.T) @ outer.T, 0.1 * torch.exp(torch.tanh(z @ spread.T)))
+
+
+OPERATORS = {
+    "identity": lambda draw: Identity(),
+    "blur": lambda draw: GaussianBlur(SHAPE, 0.8),
+    "sensing": lambda draw: gaussian_sensing(SHAPE, 7, draw),
+    "deepinv": lambda draw: DeepinvLike((torch.rand(1, 1, *SHAPE, generator=draw) < 0.5).double()),
+    "phaseless": lambda draw: PhaselessFourier(SHAPE),
+    "saturation": lambda draw: Saturation(-0.5, 0.5),
+}
+
+
+def energies(draw, name, problems=4):
+    moments, operator = curved_moments(draw), OPERATORS[name](draw)
+    x = (moments(torch.randn(problems, 3, generator=draw))[0] @ BASIS.T).reshape(-1, 1, *SHAPE)
+    y = operator.A(x)
+    y = y + 0.1 * torch.randn(y.shape, generator=draw)
+    return {
+        "range": RangeEnergy(lambda z: (moments(z)[0] @ BASIS.T).reshape(-1, 1, *SHAPE), operator, y, 0.1, None),
+        "relaxed": RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1),
+    }
+
+
+def finite_difference(function, z, step=1e-6):
+    directions = step * torch.eye(z.shape[1])
+    return torch.stack([(function(z + d) - function(z - d)) / (2 * step) for d in directions], -1)
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+@pytest.mark.parametrize("constraint", ["range", "relaxed"])
+def test_gradient_against_finite_differences(draw, name, constraint):
+    energy = energies(draw, name)[constraint]
+    z, rows = torch.randn(4, 3, generator=draw), torch.arange(4)
+    gradient, fisher = energy.model(z, rows)
+    torch.testing.assert_close(
+        gradient,
+        finite_difference(lambda z: energy.value(z, rows), z),
+        rtol=1e-5,
+        atol=1e-5 * gradient.abs().max().item(),
+    )
+    assert (torch.linalg.eigvalsh(fisher) > 0).all()
+
+
+def test_jacobian_against_finite_differences(draw):
+    moments, z = curved_moments(draw), torch.randn(4, 3, generator=draw)
+    _, jacobians = with_columns(moments, z)
+    for j, jacobian in enumerate(jacobians):
+        expected = finite_difference(lambda z, j=j: moments(z)[j], z)
+        torch.testing.assert_close(jacobian, expected, rtol=1e-7, atol=1e-8)
+
+
+def test_fisher_matrix_is_the_expected_hessian(draw):
+    """Averaged over measurements drawn at z, the Hessian of the energy is the Fisher matrix (plus the prior's I)."""
+    moments, operator, count = curved_moments(draw), gaussian_sensing(SHAPE, 7, draw), 15_000
+    z = torch.randn(1, 3, generator=draw)
+    mean, variance = moments(z)
+    x = (mean + variance.sqrt() * torch.randn(count, N, generator=draw)) @ BASIS.T
+    y = operator.A(x.reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(count, 7, generator=draw)
+    energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1)
+    rows = torch.arange(count)
+    expected = energy.model(z, rows[:1])[1][0]
+    step, hessian = 1e-4, torch.empty(3, 3)
+    for i in range(3):
+        shift = step * torch.eye(3)[i]
+        forward, backward = (energy.model((z + s).expand(count, 3), rows)[0].mean(0) for s in (shift, -shift))
+        hessian[i] = (forward - backward) / (2 * step)
+    torch.testing.assert_close(hessian, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["identity", "blur", "sensing", "deepinv"])
+def test_relaxed_energy_is_the_gaussians(draw, name):
+    """Whatever path it takes (rotated, diagonal or dense), the energy is -log N(y; K G(z), S) + ½‖z‖²."""
+    energy = energies(draw, name)["relaxed"]
+    moments, operator = energy.moments, energy.operator
+    z = torch.randn(4, 3, generator=draw)
+    x = torch.randn(4, 1, *SHAPE, generator=draw)
+    y = operator.A(x)
+    energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1)
+    matrix = operator.A(torch.eye(N).reshape(N, 1, *SHAPE)).flatten(1).T
+    mean, variance = moments(z)
+    for i in range(4):
+        covariance = matrix @ BASIS @ variance[i].diag() @ BASIS.T @ matrix.T + 0.01 * torch.eye(len(matrix))
+        law = torch.distributions.MultivariateNormal(matrix @ BASIS @ mean[i], covariance)
+        expected = -law.log_prob(y[i].flatten()) + 0.5 * z[i].square().sum()
+        torch.testing.assert_close(energy.value(z, torch.arange(4))[i], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "constraint"), [("phaseless", "range"), ("phaseless", "relaxed"), ("saturation", "range")]
+)
+def test_non_linear_operators_are_solved(draw, name, constraint):
+    energy = energies(draw, name)[constraint]
+    starts = torch.randn(12, 4, 3, generator=draw)
+    ours, theirs = (
+        best(energy, search(energy, starts, 60, audition=8)),
+        best(energy, adam(energy, starts, 200, lr=0.05)),
+    )
+    assert ours.energy.mean() <= theirs.energy.mean() + 0.05
+
+
+def test_saturated_pixels_are_told_from_the_others(draw):
+    """The relaxed energy jumps where a pixel starts to clip, so no minimum to compare with: what it restores counts."""
+    moments, operator, problems = curved_moments(draw), Saturation(-0.5, 0.5), 40
+    mean, variance = moments(torch.randn(problems, 3, generator=draw))
+    x = ((mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ BASIS.T).reshape(-1, 1, *SHAPE)
+    y = operator.A(x) + 0.02 * torch.randn(x.shape, generator=draw)
+    energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.02)
+    found = best(energy, search(energy, torch.randn(8, problems, 3, generator=draw), 40))
+    assert (found.x - x).square().mean() < 0.8 * (y - x).square().mean()

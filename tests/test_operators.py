@@ -1,18 +1,24 @@
 import numpy as np
 import pytest
 import scipy.ndimage
+import skimage.transform
 import torch
 from torch.nn.functional import avg_pool2d
 
 from genprior.operators import (
     Downsampling,
     GaussianBlur,
-    GaussianSensing,
     Identity,
     Inpainting,
+    PhaselessFourier,
+    Saturation,
     as_matrix,
     build_operator,
+    fourier_samples,
+    gaussian_sensing,
+    motion_blur,
     pose,
+    tomography,
 )
 
 SHAPE = (8, 12)
@@ -30,14 +36,25 @@ def operators(draw):
         Inpainting(torch.rand(SHAPE, generator=draw) < 0.3),
         GaussianBlur(SHAPE, 1.3),
         Downsampling(4),
-        GaussianSensing(SHAPE, 17, draw),
+        gaussian_sensing(SHAPE, 17, draw),
+        motion_blur(SHAPE, 4.5, 30.0),
+        fourier_samples(torch.rand(SHAPE, generator=draw) < 0.4),
+        tomography((8, 8), np.arange(0.0, 180.0, 30.0)),
     ]
 
 
-@pytest.mark.parametrize("which", range(5))
+def box(draw):
+    return Inpainting(~((torch.arange(8) // 3 == 1)[:, None] & (torch.arange(12) // 4 == 1)))
+
+
+def shape_of(operator):
+    return getattr(operator, "shape", SHAPE)
+
+
+@pytest.mark.parametrize("which", range(9))
 def test_linear_and_adjoint(draw, which):
-    operator = operators(draw)[which]
-    x, other = torch.randn(2, 3, 1, *SHAPE, generator=draw)
+    operator = [*operators(draw), box(draw)][which]
+    x, other = torch.randn(2, 3, 1, *shape_of(operator), generator=draw)
     torch.testing.assert_close(operator.A(2 * x - other), 2 * operator.A(x) - operator.A(other), rtol=1e-12, atol=1e-12)
     y = torch.randn(operator.A(x).shape, generator=draw)
     assert operator.A_adjoint(y).shape == x.shape
@@ -45,11 +62,50 @@ def test_linear_and_adjoint(draw, which):
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(8))
 def test_matrix_does_what_the_operator_does(draw, which):
     operator = operators(draw)[which]
-    x = torch.randn(3, 1, *SHAPE, generator=draw)
-    torch.testing.assert_close(x.flatten(1) @ as_matrix(operator, SHAPE).T, operator.A(x).flatten(1))
+    x = torch.randn(3, 1, *shape_of(operator), generator=draw)
+    torch.testing.assert_close(x.flatten(1) @ as_matrix(operator, shape_of(operator)).T, operator.A(x).flatten(1))
+
+
+def test_motion_blur_is_a_streak(draw):
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 4] = 1
+    level = motion_blur((9, 9), 4.0, 0.0).A(x).reshape(9, 9)
+    torch.testing.assert_close(level.sum(), torch.tensor(1.0))
+    assert level[4].sum() == pytest.approx(1.0)  # along the row
+    assert (level[4] > 0.01).sum() in (5, 6, 7)
+    torch.testing.assert_close(motion_blur((9, 9), 4.0, 90.0).A(x).reshape(9, 9), level.T)
+    torch.testing.assert_close(motion_blur(SHAPE, 4.5, 30.0).A(torch.ones(1, 1, *SHAPE)), torch.ones(1, 96))
+
+
+def test_fourier_is_numpys(draw):
+    x = torch.randn(2, 1, *SHAPE, generator=draw)
+    mask = torch.rand(SHAPE, generator=draw) < 0.4
+    expected = np.fft.fft2(x[:, 0].numpy(), norm="ortho")[:, mask.numpy()]
+    found = fourier_samples(mask).A(x).numpy()
+    np.testing.assert_allclose(found, np.concatenate([expected.real, expected.imag], 1), atol=1e-12)
+
+
+def test_radon_is_scikit_images(draw):
+    angles, x = np.arange(0.0, 180.0, 30.0), torch.rand(2, 1, 8, 8, generator=draw)
+    expected = skimage.transform.radon(x[1, 0].numpy(), angles, circle=False)
+    np.testing.assert_allclose(tomography((8, 8), angles).A(x)[1].numpy(), expected.ravel(), atol=1e-10)
+
+
+def test_magnitudes_forget_the_phase(draw):
+    x = torch.rand(2, 1, *SHAPE, generator=draw)
+    operator = PhaselessFourier(SHAPE)
+    expected = np.abs(np.fft.fft2(x[:, 0].numpy(), s=(16, 24), norm="ortho"))
+    np.testing.assert_allclose(operator.A(x)[:, 0].numpy(), expected, atol=1e-6)
+    torch.testing.assert_close(operator.A(x.flip(2, 3)), operator.A(x))  # the twin image
+    assert not hasattr(operator, "A_adjoint")
+
+
+def test_saturation_clips():
+    x = torch.tensor([-1.0, 0.2, 2.0])
+    torch.testing.assert_close(Saturation(0.0, 1.0).A(x), torch.tensor([0.0, 0.2, 1.0]))
 
 
 def test_blur_is_scipys(draw):
@@ -68,7 +124,7 @@ def test_inpainting_and_downsampling_by_hand(draw):
 
 
 def test_sensing_entries_have_variance_one_over_m(draw):
-    matrix = GaussianSensing((40, 40), 200, draw).matrix
+    matrix = gaussian_sensing((40, 40), 200, draw).matrix
     assert matrix.mean().abs() < 5 * (1 / 200 / matrix.numel()) ** 0.5
     torch.testing.assert_close(matrix.var(), torch.tensor(1 / 200), rtol=0.01, atol=0)
 

@@ -95,7 +95,10 @@ def tiny(values: dict) -> dict:
     for name in ("train_ae", "train_vae", "train_gan"):
         values[name] |= {"steps": 3, "batch_size": 16}
     values["sample"]["count"] = 20
-    values["evaluate"] |= {"patches": 8, "starts": 2, "iterations": 2}
+    quick = {"starts": 2, "iterations": 2}
+    values["evaluate"] |= {"patches": 8, "range": quick, "relaxed": quick, "solver_patches": 1}
+    values["evaluate"] |= {"posterior_patches": 2, "posterior_samples": 20, "likelihood_patches": 2}
+    values["residual"] |= {"steps": 3, "batch_size": 16}
     values["baselines"] |= {"validation_patches": 8, "tikhonov_weights": [0.1], "lasso_weights": [0.01]}
     values["report"]["pictures"] = 4
     return values

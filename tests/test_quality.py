@@ -4,7 +4,7 @@ import pytest
 import skimage.metrics
 import torch
 
-from genprior.quality import prdc, psnr_db, reconstruction_measures, squared_mmd
+from genprior.quality import interval_coverage, prdc, psnr_db, reconstruction_measures, squared_mmd
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])
@@ -47,3 +47,12 @@ def test_psnr_is_scikit_images():
     assert found["psnr_db"] == pytest.approx(expected)
     assert psnr_db(0.01) == pytest.approx(20)
     assert found["relative_error"] == pytest.approx(np.linalg.norm(estimate - x) / np.linalg.norm(x))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_interval_coverage_of_the_right_posterior_is_its_level(level):
+    draw = torch.Generator().manual_seed(0)
+    samples, truth = torch.randn(400, 300, 5, generator=draw), torch.randn(400, 5, generator=draw)
+    assert interval_coverage(samples, truth, level) == pytest.approx(level, abs=5 * (level * (1 - level) / 2000) ** 0.5)
+    assert interval_coverage(0.5 * samples, truth, level) < level - 0.1
+    assert interval_coverage(2 * samples, truth, level) > level + 0.05

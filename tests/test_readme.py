@@ -3,7 +3,10 @@
 import re
 
 import pytest
+import torch
 from conftest import ROOT
+
+from genprior.prior import Prior, save_prior
 
 README = (ROOT / "README.md").read_text()
 
@@ -32,3 +35,16 @@ def test_parameters_in_commands_exist(values):
         block = values
         for step in key.split("."):
             block = block[step]
+
+
+def test_python_example_runs(tmp_path):
+    torch.manual_seed(0)
+    file = tmp_path / "vae.safetensors"
+    save_prior(Prior((16, 16), 3, [8], "silu", "dct"), file)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert '"data/models/vae.safetensors"' in code
+    names = {}
+    exec(code.replace('"data/models/vae.safetensors"', f'r"{file}"'), names)
+    assert names["restored"].shape == (4, 1, 16, 16)
+    assert names["samples"].shape == (4, 200, 16, 16)
+    assert names["samples"].isfinite().all()

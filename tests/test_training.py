@@ -6,10 +6,14 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from genprior.params import Network, TrainAE, TrainGAN, TrainVAE
+from genprior.losses import gaussian_log_likelihood
+from genprior.networks import Encoder
+from genprior.params import Network, Residual, TrainAE, TrainGAN, TrainVAE
 from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
+from genprior.prior import elbo_terms
 from genprior.quality import psnr_db, squared_mmd
 from genprior.stage import write_array
+from genprior.training import fit_residual
 from stages import train_ae, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
@@ -59,6 +63,7 @@ def test_autoencoder_comes_near_pca(patches, batch_size):
     torch.manual_seed(0)
     settings = TrainAE(steps=400, batch_size=batch_size, lr=0.005)
     prior, curve = train_ae.train(patches, patches, NETWORK, settings, 0)
+    prior.requires_grad_(False)
     x = to_unit(patches)
     flat = x.flatten(1).numpy()
     pca = PCA(4).fit(flat)
@@ -90,7 +95,7 @@ def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
     x, noise = to_unit(patches[:50]), torch.randn(50, 4)
     gradients = []
     for settings in (chapter, vae_settings(noise="fixed")):
-        loss = train_vae.objective(train_vae.elbo_terms(prior, x, noise), settings, 64, 4)
+        loss = train_vae.objective(elbo_terms(prior, prior.encoder, x, noise), settings, 64, 4)
         gradients.append(torch.autograd.grad(loss, prior.encoder.mean.weight)[0])
     ratio = gradients[0] / gradients[1]
     torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=0)
@@ -125,6 +130,28 @@ def test_chapters_games_begin_at_their_known_value(patches, loss, penalty):
     assert abs(curve.g_loss[0]) == pytest.approx(math.log(2), abs=0.1)
     assert (curve.penalty == 0).all() == (penalty == 0)
     assert curve.notna().all(axis=None)
+
+
+def test_residual_model_learns_what_the_decoder_leaves_out(patches):
+    """v(z) comes near the squared residuals at the codes of patches, and beats one variance for each coefficient."""
+    torch.manual_seed(0)
+    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005), 0)
+    before = {name: tensor.clone() for name, tensor in prior.decoder.state_dict().items()}
+    encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
+    curve = fit_residual(prior, encoder, patches, Residual(steps=600, batch_size=128, lr=0.005), 0)
+    assert curve.elbo.iloc[-1] > curve.elbo.iloc[0] + 0.3
+    changed = {name for name, tensor in prior.decoder.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"log_variance"}
+
+    x = draw_batch(patches, None, torch.Generator().manual_seed(1))
+    z = encoder(x)[0]
+    mean, variance = prior.moments(z)
+    residual = x.flatten(1) @ prior.coefficients.basis - mean
+    constant = residual.square().mean(0).expand_as(variance)
+    fitted, flat = (gaussian_log_likelihood(residual, v).mean() / 64 for v in (variance, constant))
+    assert fitted > flat
+    ratio = (residual.square() / variance).mean()
+    assert 0.5 < ratio < 2
 
 
 def test_same_seed_same_weights(patches):

@@ -1,0 +1,112 @@
+"""The stage's pieces on a prior that was trained for seconds."""
+
+import pytest
+import torch
+
+from genprior.inversion import CONVERGED, RangeEnergy
+from genprior.operators import Identity, pose
+from genprior.params import Evaluate, Network, TrainVAE
+from genprior.patches import to_unit
+from genprior.quality import reconstruction_measures
+from stages import evaluate, train_vae
+
+SETTINGS = Evaluate(
+    patches=32,
+    latent_weight=None,
+    range={"starts": 3, "iterations": 30},
+    relaxed={"starts": 2, "iterations": 25},
+    solver_patches=4,
+    posterior_patches=8,
+    posterior_samples=200,
+    likelihood_patches=8,
+)
+
+
+@pytest.fixture(scope="module")
+def prior(patches):
+    torch.manual_seed(0)
+    network = Network(latent_size=4, hidden=[32], activation="silu")
+    settings = TrainVAE(steps=300, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0)
+    return train_vae.train(patches, patches, network, settings, 0)[0]
+
+
+@pytest.fixture(scope="module")
+def x(patches):
+    return to_unit(patches[:32])
+
+
+@pytest.fixture
+def problems(params):
+    small = {name: params.problems[name] for name in ("denoise", "inpaint", "blur", "cs_25")}
+    return small
+
+
+def test_relaxed_restores_better_than_its_range_does(prior, x, problems):
+    for problem in pose(problems, x, 0):
+        error = {}
+        for constraint in ("range", "relaxed"):
+            energy = evaluate.energy_of(prior, problem, constraint, SETTINGS)
+            found = evaluate.restore(prior, energy, constraint, SETTINGS, len(x), 0)
+            error[constraint] = evaluate.measures(problem, x, found)["mse"]
+            assert evaluate.solver_gap(prior, energy, found, 4, 0) >= 0
+        assert error["relaxed"] < error["range"]
+
+
+def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, problems):
+    best = reconstruction_measures(x, evaluate.represent(prior, x, SETTINGS, 0).x)["mse"]
+    for problem in pose(problems, x, 0):
+        energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
+        found = evaluate.restore(prior, energy, "range", SETTINGS, len(x), 0)
+        assert reconstruction_measures(x, found.x)["mse"] >= best
+
+
+def test_truths_in_the_range_are_found_to_the_noise(prior, problems):
+    own = prior.sample(16, torch.Generator().manual_seed(0), residual=False)
+    for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):
+        energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
+        found = evaluate.restore(prior, energy, "range", SETTINGS, len(own), 0)
+        assert evaluate.measures(problem, own, found)["residual_over_sigma"] == pytest.approx(1, abs=0.15)
+        assert reconstruction_measures(own, found.x)["psnr_db"] > 38
+
+
+def test_weight_of_the_latent_prior_pulls_codes_to_the_centre(prior, x, problems):
+    problem = pose({"cs_25": problems["cs_25"]}, x, 0)[0]
+    norms = []
+    for weight in (1e-6, 1e-3, 1.0):
+        settings = SETTINGS.model_copy(update={"latent_weight": weight})
+        energy = evaluate.energy_of(prior, problem, "range", settings)
+        norms.append(evaluate.restore(prior, energy, "range", settings, len(x), 0).z.norm().item())
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_credible_intervals_on_truths_from_the_prior(prior, params):
+    own = prior.sample(48, torch.Generator().manual_seed(3), residual=True)
+    problem = pose({"cs_25": params.problems["cs_25"]}, own, 0)[0]
+    energy = evaluate.energy_of(prior, problem, "relaxed", SETTINGS)
+    found, samples = evaluate.uncertainty(prior, energy, own, SETTINGS, 0)
+    assert samples.shape == (48, 200, 8, 8)
+    assert found["coverage_90"] == pytest.approx(0.9, abs=0.05)
+    assert found["coverage_50"] == pytest.approx(0.5, abs=0.08)
+    assert (
+        found["posterior_mean_psnr_db"]
+        > reconstruction_measures(own, own.mean(0, keepdim=True).expand_as(own))["psnr_db"]
+    )
+
+
+def test_log_likelihood_is_no_less_than_the_elbo(prior, x):
+    generator = torch.Generator().manual_seed(0)
+    noisy = x + (torch.rand(x.shape, generator=generator) - 0.5) / 255
+    terms = [train_vae.measure(prior, noisy, seed) for seed in range(50)]
+    elbo = torch.stack([t["log_likelihood"] - t["kl"] for t in terms]).mean().item() / 64
+    found = evaluate.log_likelihood(prior, noisy, SETTINGS, 0)
+    assert found["log_likelihood"] > elbo - 3 * found["monte_carlo_error"]
+    assert found["log_likelihood"] < elbo + 0.5
+
+
+def test_representation_of_what_is_in_the_range(prior):
+    own = prior.sample(16, torch.Generator().manual_seed(5), residual=False)
+    found = evaluate.represent(prior, own, SETTINGS, 0)
+    assert found.status.count(CONVERGED) == 16
+    assert reconstruction_measures(own, found.x)["psnr_db"] > 60
+    energy = RangeEnergy(prior.decode, Identity(), own, evaluate.REPRESENTATION_SIGMA, 0.0)
+    assert energy.chapter_objective(found.z, torch.arange(16)).mean() < 1e-4

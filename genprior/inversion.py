@@ -34,7 +34,15 @@ class Energy(Protocol):
 
 
 def with_columns(function: Callable, z: Tensor) -> tuple:
-    """A function of codes (P, k) with its Jacobian by forward mode: its outputs (P, ...), then theirs (P, ..., k)."""
+    """A function of codes (P, k) with its Jacobian by forward mode: its outputs (P, ...), then theirs (P, ..., k).
+
+    A function that has `with_columns`, or a method NAME with a twin NAME_with_columns, does it by itself.
+    """
+
+    own = getattr(function, "with_columns", None)  # a network's, or a method's twin
+    own = own or getattr(getattr(function, "__self__", None), f"{getattr(function, '__name__', '')}_with_columns", None)
+    if own is not None:
+        return own(z)
 
     def column(direction: Tensor) -> tuple:
         return torch.func.jvp(function, (z,), (direction.expand_as(z),))
@@ -51,7 +59,7 @@ class RangeEnergy:
     """‖K G(z) - y‖² / (2 σ²) + λ / (2 σ²) ‖z‖² + m/2 log(2π σ²): the chapter's objective, divided by 2 σ².
 
     decode: G, codes (P, k) -> (P, 1, h, w), any differentiable callable; operator: K, linear or not; y: (N, ...);
-    latent_weight: λ, None for Bayes' σ².
+    latent_weight: λ, None for Bayes' σ². A method of a `Prior` brings its own derivatives, which are faster.
     """
 
     def __init__(
@@ -60,10 +68,11 @@ class RangeEnergy:
         self.decode, self.operator, self.y, self.sigma = decode, operator, y.flatten(1), sigma
         self.latent_precision = 1.0 if latent_weight is None else latent_weight / sigma**2
         self.constant = self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(sigma))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """K G(z): (P, k) -> (P, m)."""
-        return self.operator.A(self.decode(z)).flatten(1)
+        prior = getattr(decode, "__self__", None)
+        if hasattr(prior, "through") and hasattr(operator, "A_adjoint"):
+            self.forward = prior.through(as_matrix(operator, prior.shape, prior.coefficients.basis))
+        else:
+            self.forward = lambda z: operator.A(decode(z)).flatten(1)  # K G(z): (P, k) -> (P, m)
 
     def value(self, z: Tensor, rows: Tensor) -> Tensor:
         misfit = (self.forward(z) - self.y[rows]).square().sum(1) / self.sigma**2
@@ -247,7 +256,7 @@ class Modes:
         return Inversion(z, x, self.energy[winner, rows], [STATUS[i] for i in self.state[winner, rows].tolist()])
 
 
-def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 3) -> Modes:
+def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -> Modes:
     """Damped Fisher scoring from starts (S, N, k), the worse half of each problem's dropped after each `audition`.
 
     Successive halving: `iterations` for the two starts that are left in the end, fewer for those dropped on the way.
@@ -287,7 +296,7 @@ def fisher_scoring(
         if len(active) == 0:
             break
         fresh = active[stale[active]]
-        for part in fresh.split(256):  # n × n matrices for each: memory, not speed
+        for part in fresh.split(64):  # n × n matrices for each: small enough for the allocator to keep
             gradient[part], fisher[part] = energy.model(z[part], rows[part])
         stale[fresh] = False
         g, f = gradient[active], fisher[active]

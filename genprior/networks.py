@@ -25,6 +25,22 @@ def mlp(widths: list[int], activation: str = "relu") -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """A sequence of linear layers and elementwise functions, with what it makes of tangents.
+
+    z: (N, k); columns: (N, k, j) or (k, j) where all have the same. Returns outputs (N, n) and tangents (N, n, j). By
+    hand two to three times as fast as forward-mode differentiation, which adds and fills zeros for every column.
+    """
+    rows = columns.mT  # tangents as rows: each layer is then one matrix product for all
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            z, rows = layer(z), rows @ layer.weight.T
+        else:
+            z, slope = torch.func.jvp(layer, (z,), (torch.ones_like(z),))
+            rows = slope.unsqueeze(1) * rows
+    return z, rows.mT
+
+
 class Coefficients(nn.Module):
     """Patches to standardised DCT coefficients and back: c = (U^T x - mean) / scale.
 
@@ -72,7 +88,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.coefficients = coefficients
-        self.body = nn.Sequential(mlp([len(coefficients.mean), *hidden], activation), ACTIVATIONS[activation]())
+        self.body = nn.Sequential(*mlp([len(coefficients.mean), *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], latent_size)
         self.linear = nn.Linear(len(coefficients.mean), latent_size, bias=False)
         self.log_variance = nn.Linear(hidden[-1], latent_size) if variational else None
@@ -101,7 +117,7 @@ class Decoder(nn.Module):
         super().__init__()
         n = len(coefficients.mean)
         self.coefficients = coefficients
-        self.body = nn.Sequential(mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
+        self.body = nn.Sequential(*mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], n)
         self.linear = nn.Linear(latent_size, n, bias=False)
         self.log_variance = mlp([latent_size, *hidden, n], activation) if noise == "dct" else None
@@ -111,13 +127,27 @@ class Decoder(nn.Module):
         """Mean of the standardised coefficients: (N, k) -> (N, n)."""
         return self.mean(self.body(code)) + self.linear(code)
 
-    def variance(self, code: Tensor) -> Tensor | None:
-        """Variance v of the coefficients Uᵀx: (N, k) -> (N, n), None without a residual model."""
-        scale = self.coefficients.scale
-        if self.log_sigma is not None:
-            return (2 * self.log_sigma).exp().expand(len(code), len(scale))
+    def forward_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward`, and its tangents for code tangents (k, j): (N, n) and (N, n, j)."""
+        mean, tangents = with_columns(nn.Sequential(*self.body, self.mean), code, columns)
+        return mean + self.linear(code), tangents + self.linear.weight @ columns
+
+    def variance_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """`variance`, and its tangents for code tangents (k, j): (N, n) and (N, n, j)."""
         if self.log_variance is None:
-            return None
+            variance = self.variance(code)
+            return variance, variance.new_zeros(*variance.shape, columns.shape[-1])
+        raw, tangents = with_columns(self.log_variance, code, columns)
+        variance, slope = torch.func.jvp(self._variance_of, (raw,), (torch.ones_like(raw),))
+        return variance, slope.unsqueeze(2) * tangents
+
+    def _variance_of(self, raw: Tensor) -> Tensor:
         # A smooth clamp: the gradient never dies, and second-order methods see no kink.
         low, high = self.LOG_VARIANCE
-        return scale**2 * (low + (high - low) * torch.sigmoid(self.log_variance(code))).exp()
+        return self.coefficients.scale**2 * (low + (high - low) * torch.sigmoid(raw)).exp()
+
+    def variance(self, code: Tensor) -> Tensor | None:
+        """Variance v of the coefficients Uᵀx: (N, k) -> (N, n), None without a residual model."""
+        if self.log_sigma is not None:
+            return (2 * self.log_sigma).exp().expand(len(code), len(self.coefficients.scale))
+        return None if self.log_variance is None else self._variance_of(self.log_variance(code))

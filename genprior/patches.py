@@ -15,6 +15,11 @@ def load_patches(path: str, device: torch.device | str) -> Tensor:
     return torch.from_numpy(patches).unsqueeze(1).to(device)
 
 
+def load_splits(folder: str, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test patches of a folder, each uint8 (N, 1, h, w)."""
+    return tuple(load_patches(f"{folder}/{split}.npy", device) for split in ("train", "validation", "test"))
+
+
 def to_unit(patches: Tensor) -> Tensor:
     """uint8 grey values -> x in [0, 1]."""
     return patches.float() / 255

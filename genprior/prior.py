@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
-from genprior.networks import Coefficients, Decoder, Encoder
+from genprior.networks import Coefficients, Decoder, Encoder, with_columns
 from genprior.params import InputError
 from genprior.stage import whole_file
 
@@ -65,6 +65,18 @@ class Prior(nn.Module):
         code = self.code(z)
         return self.coefficients.restore(self.decoder(code)), self.decoder.variance(code)
 
+    def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """`moments` and their Jacobians: two (N, n), then two (N, n, k)."""
+        code = self.code(z)
+        mean, mean_columns = self.decoder.forward_with_columns(code, self.code_factor)
+        variance, variance_columns = self.decoder.variance_with_columns(code, self.code_factor)
+        scale = self.coefficients.scale[:, None]
+        return (self.coefficients.restore(mean), variance), (scale * mean_columns, variance_columns)
+
+    def through(self, matrix: Tensor) -> "Observed":
+        """K G for a linear operator's matrix K (m, n), as one network."""
+        return Observed(self, matrix)
+
     def decode(self, z: Tensor) -> Tensor:
         """G(z): (N, k) -> (N, 1, h, w)."""
         return self.coefficients.synthesise(self.decoder(self.code(z)))
@@ -94,6 +106,30 @@ class Prior(nn.Module):
         if residual:
             mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
         return (mean @ self.coefficients.basis.T).reshape(-1, 1, *self.shape)
+
+
+class Observed(nn.Module):
+    """K G(z), codes (N, k) -> (N, m), for a matrix K: the decoder's last layer and K become one matrix."""
+
+    def __init__(self, prior: Prior, matrix: Tensor):
+        super().__init__()
+        coefficients, decoder = prior.coefficients, prior.decoder
+        last = matrix @ coefficients.basis * coefficients.scale  # standardised coefficients -> measurements
+        self.prior, self.network = prior, nn.Sequential(*decoder.body, nn.Linear(*last.shape[::-1], dtype=last.dtype))
+        self.network[-1].weight = nn.Parameter(last @ decoder.mean.weight, requires_grad=False)
+        offset = last @ decoder.mean.bias + matrix @ (coefficients.basis @ coefficients.mean)
+        self.network[-1].bias = nn.Parameter(offset, requires_grad=False)
+        self.register_buffer("linear", last @ decoder.linear.weight)
+
+    def forward(self, z: Tensor) -> Tensor:
+        code = self.prior.code(z)
+        return self.network(code) + code @ self.linear.T
+
+    def with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """K G(z) and its Jacobian: (N, m) and (N, m, k)."""
+        code, factor = self.prior.code(z), self.prior.code_factor
+        predicted, columns = with_columns(self.network, code, factor)
+        return predicted + code @ self.linear.T, columns + self.linear @ factor
 
 
 def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from genprior.networks import Encoder
 from genprior.params import Network, TrainAE, load_params
-from genprior.patches import draw_batch, load_patches, to_unit
+from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
@@ -49,9 +49,7 @@ def train(
 def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
-    patches, validation, test = (
-        load_patches(f"data/patches/{split}.npy", device) for split in ("train", "validation", "test")
-    )
+    patches, validation, test = load_splits("data/patches", device)
     prior, curve = train(patches, validation, params.network, params.train_ae, params.seed)
     # Its own encoder gives one code for each patch; the fit needs to know how far other codes would do as well.
     encoder = Encoder(prior.coefficients, **params.network.model_dump(), variational=True).to(device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genprior.params import Network, TrainVAE, load_params
-from genprior.patches import draw_batch, load_patches, to_unit
+from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, elbo_terms, save_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
@@ -82,9 +82,7 @@ def summary(split: str, terms: dict[str, Tensor], n: int) -> dict[str, float]:
 def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
-    patches, validation, test = (
-        load_patches(f"data/patches/{split}.npy", device) for split in ("train", "validation", "test")
-    )
+    patches, validation, test = load_splits("data/patches", device)
     prior, curve = train(patches, validation, params.network, params.train_vae, params.seed)
 
     x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))

@@ -2,7 +2,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from genprior.inversion import with_columns
 from genprior.networks import Coefficients
+from genprior.operators import GaussianBlur, as_matrix
 from genprior.params import InputError
 from genprior.patches import to_unit
 from genprior.prior import Prior, load_prior, save_prior
@@ -98,3 +100,26 @@ def test_samples_have_the_moments_that_the_prior_states(patches):
     assert ((c.mean(0) - mean[0]).abs() < 5 * (variance[0] / 20_000).sqrt() + 1e-5).all()
     still = prior.sample(2, torch.Generator().manual_seed(0), residual=False)
     torch.testing.assert_close(still[0], still[1])
+
+
+@pytest.mark.parametrize("noise", ["constant", "dct"])
+def test_own_derivatives_are_forward_modes(patches, noise):
+    prior = build(noise, encoder="plain").double()
+    x = to_unit(patches).double()
+    prior.coefficients.fit(x)
+    prior.fit_codes(x)
+    prior.requires_grad_(False)
+    z = torch.randn(5, 3, dtype=torch.float64)
+    outputs, jacobians = prior.moments_with_columns(z)
+    moments = lambda z: prior.moments(z)  # noqa: E731, PLW0108 (a method would use its twin)
+    expected, expected_jacobians = with_columns(moments, z)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(jacobians, expected_jacobians)
+
+    operator = GaussianBlur((8, 8), 1.0).double()
+    observed = prior.through(as_matrix(operator, (8, 8), z))
+    expected, expected_jacobian = with_columns(lambda z: operator.A(prior.decode(z)).flatten(1), z)
+    predicted, jacobian = observed.with_columns(z)
+    torch.testing.assert_close(observed(z), expected)
+    torch.testing.assert_close(predicted, expected)
+    torch.testing.assert_close(jacobian, expected_jacobian)

@@ -47,8 +47,8 @@ def compare_range(energy: RangeEnergy, starts: torch.Tensor, steps: int) -> list
         rows.append({"solver": solver, "budget": budget, "seconds": seconds, "objective": objective})
         return objective
 
-    for budget in (4, 8, 15, 30, 60):
-        record(OURS, budget, lambda budget=budget: search(energy, starts, budget))
+    for budget in (5, 12, 25, 50, 100):
+        record(OURS, budget, lambda budget=budget: search(energy, starts, budget, audition=12))
     rates = {lr: record(f"Adam, lr {lr}", steps, lambda lr=lr: adam(energy, starts, steps, lr)) for lr in (0.1, 0.01)}
     lr = min(rates, key=rates.get)
     for budget in (steps // 10, steps // 3):
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    patches, steps, relaxed_steps, budget = (32, 60, 20, 15) if quick else (256, 1000, 150, 15)
+    patches, steps, relaxed_steps, budget = (32, 60, 20, 50) if quick else (256, 1000, 150, 50)
     params = load_params("params.yaml").model_copy(update={"threads": 2})
     device = set_up(params)
     x = draw_patches(load_patches("data/patches/test.npy", device), patches, params.seed)

@@ -10,7 +10,7 @@ from genprior import classical
 from genprior.images import dct_basis
 from genprior.operators import Measured, as_matrix, pose
 from genprior.params import Params, load_params
-from genprior.patches import draw_patches, load_patches, to_unit
+from genprior.patches import draw_patches, load_splits, to_unit
 from genprior.quality import reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
 
@@ -58,7 +58,7 @@ def solve(problem: Measured, validation: Measured, truth: np.ndarray, shape: tup
 def main() -> None:
     params = load_params("params.yaml")
     set_up(params.model_copy(update={"device": "cpu"}))  # small linear algebra in float64
-    train, validation, test = (load_patches(f"data/patches/{s}.npy", "cpu") for s in ("train", "validation", "test"))
+    train, validation, test = load_splits("data/patches", "cpu")
     shape = tuple(test.shape[2:])
     x = draw_patches(test, params.evaluate.patches, params.seed)
     x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)

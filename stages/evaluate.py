@@ -53,7 +53,7 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
 def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed: int) -> float:
     """Nats that the search leaves on the first `count` patches against the best of a far longer one; never negative."""
     starts = starting_codes(prior, 16, min(count, len(found.z)), seed + 1)
-    longer = search(energy, starts, 150, audition=20).best(energy).energy
+    longer = search(energy, starts, 100, audition=12).best(energy).energy
     ours = found.energy[: len(longer)]
     return (ours - torch.minimum(ours, longer)).mean().item()
 

@@ -165,7 +165,7 @@ def write_page(table: pd.DataFrame, params: Params, reconstructed: list[str], po
             by_method(
                 table, "likelihood", ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
             ),
-            4,
+            5,
         ),
         f"How many pixels lie in their 90 % credible interval, on {params.evaluate.posterior_patches} held-out patches "
         "(what the prior is worth) and on as many drawn from the prior (whether the sampler is right):",

@@ -113,7 +113,7 @@ def gan_settings(**changed):
 
 
 def test_gan_comes_closer_to_the_data():
-    """On patches that its generator can make: every coefficient has a spread of its own, and as many codes as pixels."""
+    """On patches that its generator can make: a spread in every coefficient, and as many codes as pixels."""
     coefficients = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.4, 0.05, 16)
     coefficients[:, 1] = coefficients[:, 1].abs()  # not Gaussian
     x = (0.5 + coefficients @ torch.from_numpy(dct_basis(4, 4)).float().T).clamp(0, 1)

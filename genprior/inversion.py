@@ -23,8 +23,14 @@ LOG_2_PI = math.log(2 * math.pi)
 class Energy(Protocol):
     """What a solver asks of a batch of N problems; `rows` (P,) says which problem each code of z (P, k) belongs to."""
 
+    chunk: int  # how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
+    model_chunk: int  # and to `model`, whose temporaries are larger
+
     def value(self, z: Tensor, rows: Tensor) -> Tensor:
         """The energy of each code: (P,)."""
+
+    def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy of each code and its gradient: (P,) and (P, k)."""
 
     def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (P, k) and Fisher matrix (P, k, k), positive semi-definite, of the energy at each code."""
@@ -55,6 +61,14 @@ def with_columns(function: Callable, z: Tensor) -> tuple:
     return outputs, tangents.movedim(0, -1).contiguous()
 
 
+def differentiated(value: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """An energy and its gradient by reverse mode: (P,) and (P, k)."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        energy = value(z, rows)
+        return energy.detach(), torch.autograd.grad(energy.sum(), z)[0]
+
+
 class RangeEnergy:
     """‖K G(z) - y‖² / (2 σ²) + λ / (2 σ²) ‖z‖² + m/2 log(2π σ²): the chapter's objective, divided by 2 σ².
 
@@ -68,6 +82,7 @@ class RangeEnergy:
         self.decode, self.operator, self.y, self.sigma = decode, operator, y.flatten(1), sigma
         self.latent_precision = 1.0 if latent_weight is None else latent_weight / sigma**2
         self.constant = self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(sigma))
+        self.chunk, self.model_chunk = 1024, 64
         prior = getattr(decode, "__self__", None)
         if hasattr(prior, "through") and hasattr(operator, "A_adjoint"):
             self.forward = prior.through(as_matrix(operator, prior.shape, prior.coefficients.basis))
@@ -77,6 +92,9 @@ class RangeEnergy:
     def value(self, z: Tensor, rows: Tensor) -> Tensor:
         misfit = (self.forward(z) - self.y[rows]).square().sum(1) / self.sigma**2
         return 0.5 * (misfit + self.latent_precision * z.square().sum(1)) + self.constant
+
+    def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return differentiated(self.value, z, rows)
 
     def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         predicted, jacobian = with_columns(self.forward, z)
@@ -117,6 +135,18 @@ class RelaxedEnergy:
         self.products = None
         if self.matrix is not None and self.diagonal is None and len(self.matrix) <= 128:
             self.products = torch.einsum("in,jn->nij", self.matrix, self.matrix).flatten(1)
+        self._size_chunks()
+
+    def _size_chunks(self) -> None:
+        """16 MB of temporaries at a time: they stay in the cache, and memory does not grow with the codes."""
+        m, n = self.y.shape[1], len(self.basis)
+        if self.diagonal is not None:
+            floats = 4 * n
+        elif self.matrix is None:  # K's Jacobian for each code, by forward mode
+            floats = 4 * m * n
+        else:  # S, its factor and their like
+            floats = 4 * n + 3 * m**2 + (0 if self.products is not None else m * n)
+        self.chunk, self.model_chunk = (max(1, 2**22 // size) for size in (floats, max(floats, n**2)))
 
     def _use_orthogonal_columns(self) -> None:
         # K = I and a blur mirrored at the borders are diagonal in the DCT: S is too, once y is rotated into it.
@@ -156,57 +186,81 @@ class RelaxedEnergy:
         factor = torch.where((failed > 0)[:, None, None], torch.nan, factor)
         return self.y[rows] - predicted, matrix, factor
 
+    def _whitened(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """W = L⁻¹B (P, m, n), L⁻¹r (P, m, 1) and L (P, m, m)."""
+        residual, matrix, factor = self._factors(z, rows, c, v)
+        # L⁻¹, then products with it: several times as fast as solving for every column of B
+        identity = torch.eye(factor.shape[1], dtype=z.dtype, device=z.device).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return inverse @ matrix, inverse @ residual.unsqueeze(2), factor
+
+    def _energy(self, z: Tensor, rows: Tensor, misfit: Tensor, log_determinant: Tensor) -> Tensor:
+        constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
+        return 0.5 * (misfit + log_determinant + z.square().sum(1)) + constant
+
+    def _variance(self, v: Tensor) -> Tensor:
+        """The diagonal of S where it is diagonal: (P, n), 1 where nothing is seen."""
+        return torch.where(self.seen, self.diagonal**2 * v + self.sigma**2, 1.0)
+
     def value(self, z: Tensor, rows: Tensor) -> Tensor:
         c, v = self.moments(z)
-        constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
         if self.diagonal is not None:
-            variance = torch.where(self.seen, self.diagonal**2 * v + self.sigma**2, 1.0)
-            residual = self.y[rows] - self.diagonal * c
-            energy = (residual.square() / variance + variance.log()).sum(1)
+            variance, residual = self._variance(v), self.y[rows] - self.diagonal * c
+            return self._energy(z, rows, (residual.square() / variance).sum(1), variance.log().sum(1))
+        residual, _, factor = self._factors(z, rows, c, v)
+        white = torch.linalg.solve_triangular(factor, residual.unsqueeze(2), upper=False)
+        return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
+
+    def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy and -Jᵀa + ½ Vᵀ(diag P - a²) + z, the products with J and V by reverse mode."""
+        if self.matrix is None:  # S changes with K's Jacobian too, which the formula does not know
+            return differentiated(self.value, z, rows)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            c, v = self.moments(z)
+        mean, variance = c.detach(), v.detach()
+        if self.diagonal is not None:
+            s, residual = self._variance(variance), self.y[rows] - self.diagonal * mean
+            a, p = self.diagonal * residual / s, self.diagonal**2 / s
+            energy = self._energy(z.detach(), rows, (residual.square() / s).sum(1), s.log().sum(1))
         else:
-            residual, _, factor = self._factors(z, rows, c, v)
-            white = torch.linalg.solve_triangular(factor, residual.unsqueeze(2), upper=False)
-            energy = white.square().sum((1, 2)) + 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return 0.5 * (energy + z.square().sum(1)) + constant
+            w, white, factor = self._whitened(z, rows, mean, variance)
+            a, p = (white.mT @ w).squeeze(1), w.square().sum(1)
+            energy = self._energy(z.detach(), rows, white.square().sum((1, 2)), _log_determinant(factor))
+        with torch.enable_grad():  # what has the energy's gradient
+            twin = (0.5 * (p - a.square()) * v - a * c).sum() + 0.5 * z.square().sum()
+        return energy, torch.autograd.grad(twin, z)[0]
 
     def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient -Jᵀa + ½ Vᵀ(diag P - a²) + z and Fisher (WJ)ᵀ(WJ) + ½ Vᵀ(P∘P)V + I, W = L⁻¹B, P = WᵀW."""
         (c, v), (mean_jacobian, variance_jacobian) = with_columns(self.moments, z)
         if self.diagonal is not None:
-            variance = torch.where(self.seen, self.diagonal**2 * v + self.sigma**2, 1.0)
+            variance = self._variance(v)
             p = self.diagonal**2 / variance
             a = self.diagonal * (self.y[rows] - self.diagonal * c) / variance
             fisher = mean_jacobian.mT @ (p.unsqueeze(2) * mean_jacobian)
             fisher += 0.5 * variance_jacobian.mT @ (p.square().unsqueeze(2) * variance_jacobian)
         else:
-            residual, matrix, factor = self._factors(z, rows, c, v)
-            w = torch.linalg.solve_triangular(factor, matrix.expand(len(z), -1, -1), upper=False)
-            white = torch.linalg.solve_triangular(factor, residual.unsqueeze(2), upper=False)
-            a = (w.mT @ white).squeeze(2)
+            w, white, _ = self._whitened(z, rows, c, v)
+            a = (white.mT @ w).squeeze(1)
             projected = w @ mean_jacobian
             precision = w.mT @ w
-            p = precision.diagonal(dim1=1, dim2=2)
+            p = precision.diagonal(dim1=1, dim2=2).clone()
             fisher = projected.mT @ projected
-            fisher += 0.5 * variance_jacobian.mT @ (precision.square() @ variance_jacobian)
-        if self.matrix is None:  # S changes with K's Jacobian too, which the formula does not know
-            gradient = self._gradient(z, rows)
+            fisher += 0.5 * variance_jacobian.mT @ (precision.square_() @ variance_jacobian)
+        if self.matrix is None:
+            gradient = self.value_and_gradient(z, rows)[1]
         else:
             gradient = -torch.einsum("pnk,pn->pk", mean_jacobian, a) + z
             gradient += 0.5 * torch.einsum("pnk,pn->pk", variance_jacobian, p - a.square())
         fisher.diagonal(dim1=1, dim2=2).add_(1.0)
         return gradient, fisher
 
-    def _gradient(self, z: Tensor, rows: Tensor) -> Tensor:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            return torch.autograd.grad(self.value(z, rows).sum(), z)[0]
-
     def _gain(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, noise: Tensor | None, start: Tensor) -> Tensor:
         """start + Σ Kᵀ S⁻¹ (y - K start - noise) in coefficients; start and noise are (P, n) and (P, m)."""
         if self.diagonal is not None:
-            variance = torch.where(self.seen, self.diagonal**2 * v + self.sigma**2, 1.0)
             residual = self.y[rows] - self.diagonal * start - (0 if noise is None else noise)
-            return start + v * self.diagonal * residual / variance
+            return start + v * self.diagonal * residual / self._variance(v)
         residual, matrix, factor = self._factors(z, rows, c, v)
         # K is linear, or taken as linear around G(z): K start = K G(z) + B (start - c).
         residual = residual - ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1) - (0 if noise is None else noise)
@@ -227,6 +281,11 @@ class RelaxedEnergy:
         start = c + v.sqrt() * torch.randn(c.shape, generator=generator, dtype=c.dtype).to(c.device)
         noise = self.sigma * torch.randn(self.y[rows].shape, generator=generator, dtype=c.dtype).to(c.device)
         return (self._gain(z, rows, c, v, noise, start) @ self.basis.T).reshape(-1, 1, *self.shape)
+
+
+def _log_determinant(factor: Tensor) -> Tensor:
+    """log det L Lᵀ: (P, m, m) -> (P,)."""
+    return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 @dataclass(frozen=True)
@@ -252,11 +311,11 @@ class Modes:
         rows = torch.arange(self.z.shape[1], device=self.z.device)
         winner = self.energy.argmin(0)
         z = self.z[winner, rows]
-        x = torch.cat([energy.estimate(z[part], part) for part in rows.split(256)])
+        x = torch.cat([energy.estimate(z[part], part) for part in rows.split(energy.chunk)])
         return Inversion(z, x, self.energy[winner, rows], [STATUS[i] for i in self.state[winner, rows].tolist()])
 
 
-def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -> Modes:
+def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 12) -> Modes:
     """Damped Fisher scoring from starts (S, N, k), the worse half of each problem's dropped after each `audition`.
 
     Successive halving: `iterations` for the two starts that are left in the end, fewer for those dropped on the way.
@@ -276,49 +335,60 @@ def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -
 
 
 def fisher_scoring(
-    energy: Energy, z: Tensor, rows: Tensor, iterations: int, tolerance: float = 1e-5
+    energy: Energy, z: Tensor, rows: Tensor, iterations: int, refresh: int = 12, tolerance: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise an energy from the codes z (P, k), each with its own damping and its own end; for v = 0 this is LM.
 
     Step d: (F + μ diag F) d = -g with the Fisher matrix F; μ follows the gain ratio (Nielsen 1999, report
-    IMM-REP-1999-05, equation 2.4; Marquardt 1963 for diag F). A code has converged once a step promises less than
-    `tolerance` (1 + |energy|). Returns the best codes, their energies (inf where even the start has none), and the
-    index of each one's STATUS.
+    IMM-REP-1999-05, equation 2.4; Marquardt 1963 for diag F). F is computed anew after every `refresh` accepted steps
+    or three refusals; between, gradients alone correct it, at a tenth of the cost (`_secant`); refresh = 1 is plain
+    Fisher scoring. A code has converged once a step promises less than `tolerance` (1 + |energy|). Returns the best
+    codes, their energies (inf where even the start has none), and the index of each one's STATUS.
     """
     z = z.clone()
-    value = _finite_or_inf(_by_parts(energy.value, z, rows))
+    value, gradient = _by_parts(energy.value_and_gradient, z, rows, energy.chunk)
+    value = torch.where(value.isfinite(), value, torch.inf)
+    fisher = z.new_empty(*z.shape, z.shape[1])
     damping, growth = torch.full_like(value, 1e-2), torch.full_like(value, 2.0)
     state = torch.where(value.isfinite(), 0, 2)
+    age = torch.full_like(state, refresh)  # accepted steps since F was computed
     active = (state == 0).nonzero().squeeze(1)
-    gradient, fisher = torch.empty_like(z), z.new_empty(*z.shape, z.shape[1])
-    stale = torch.ones_like(state, dtype=torch.bool)  # the code has moved since its gradient was taken
     for _ in range(iterations):
         if len(active) == 0:
             break
-        fresh = active[stale[active]]
-        for part in fresh.split(64):  # n × n matrices for each: small enough for the allocator to keep
-            gradient[part], fisher[part] = energy.model(z[part], rows[part])
-        stale[fresh] = False
-        g, f = gradient[active], fisher[active]
+        old = active[age[active] >= refresh]
+        if len(old):
+            gradient[old], fisher[old] = _by_parts(energy.model, z[old], rows[old], energy.model_chunk)
+            age[old] = 0
+        g, f, mu, before = gradient[active], fisher[active], damping[active], value[active]
         diagonal = f.diagonal(dim1=1, dim2=2)
         scale = diagonal + 1e-6 * diagonal.mean(1, keepdim=True) + torch.finfo(z.dtype).tiny
-        factor, failed = torch.linalg.cholesky_ex(f + torch.diag_embed(damping[active, None] * scale))
+        damped = f.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(mu[:, None] * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         step = -torch.cholesky_solve(g.unsqueeze(2), factor).squeeze(2)
-        promised = -((g * step).sum(1) + 0.5 * torch.einsum("pi,pij,pj->p", step, f, step))
+        curved = torch.bmm(f, step.unsqueeze(2)).squeeze(2)  # F d
+        promised = -(step * (g + 0.5 * curved)).sum(1)
         usable = (failed == 0) & step.isfinite().all(1)
-        trial = _by_parts(energy.value, torch.where(usable[:, None], z[active] + step, z[active]), rows[active])
-        gain = (value[active] - trial) / promised
-        good = usable & (trial < value[active])  # false for NaN
+        step = torch.where(usable[:, None], step, 0.0)
+        trial, trial_gradient = _by_parts(energy.value_and_gradient, z[active] + step, rows[active], energy.chunk)
+        smooth = usable & trial_gradient.isfinite().all(1)
+        good = smooth & (trial < before)  # false for NaN
 
+        fisher[active] = _secant(f, step, curved, trial_gradient - g, smooth)
         taken, refused = active[good], active[~good]
         z[taken] += step[good]
-        value[taken] = trial[good]
-        stale[taken] = True
-        damping[taken] *= (1 - (2 * gain[good] - 1) ** 3).clamp(1 / 3, 2)
+        value[taken], gradient[taken] = trial[good], trial_gradient[good]
+        gain = ((before - trial) / promised)[good]
+        damping[taken] *= (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)
         growth[taken] = 2.0
+        age[taken] += 1
         damping[refused] *= growth[refused]
         growth[refused] *= 2
-        done = usable & (promised <= tolerance * (1 + value[active].abs()))
+        worn = ~good & (growth[active] >= 16) & (age[active] > 0)  # refused again and again: perhaps F's fault
+        age[active[worn]] = refresh
+        # A step that damping alone made short promises little anywhere: while such are taken, there is more to gain.
+        done = usable & (promised <= tolerance * (1 + before.abs())) & ~worn & ~(good & (mu > 1))
         # A wall of values that are not finite also makes steps small: the best code is kept, under its name.
         lost = ~(g.isfinite().all(1) & f.flatten(1).isfinite().all(1)) | (damping[active] > 1e12)
         wall = lost | (done & ~trial.isfinite())
@@ -328,12 +398,28 @@ def fisher_scoring(
     return z, value, state
 
 
-def _by_parts(function: Callable, z: Tensor, rows: Tensor, size: int = 2048) -> Tensor:
-    return torch.cat([function(*part) for part in zip(z.split(size), rows.split(size), strict=True)])
+def _secant(fisher: Tensor, step: Tensor, curved: Tensor, change: Tensor, usable: Tensor) -> Tensor:
+    """The BFGS update of F from the gradient's change y along a step d, Powell-damped, which keeps it positive.
+
+    F + y yᵀ / yᵀd - F d (F d)ᵀ / dᵀF d with curved = F d; y is moved towards F d where yᵀd < 0.2 dᵀF d. Where not
+    `usable`, F stays. (P, k, k), (P, k), (P, k), (P, k), (P,) -> (P, k, k). Nocedal & Wright 2006, procedure 18.2.
+    """
+    along, expected = (step * change).sum(1), (step * curved).sum(1)
+    usable = usable & (expected > 0)
+    theta = torch.where(along < 0.2 * expected, 0.8 * expected / (expected - along), 1.0)
+    change = curved + theta[:, None] * (change - curved)
+    along = (step * change).sum(1)
+    gained = torch.where(usable[:, None], change / along.sqrt()[:, None], 0.0)
+    lost = torch.where(usable[:, None], curved / expected.sqrt()[:, None], 0.0)
+    return torch.baddbmm(fisher, torch.stack([gained, -lost], 2), torch.stack([gained, lost], 1))
 
 
-def _finite_or_inf(value: Tensor) -> Tensor:
-    return torch.where(value.isfinite(), value, torch.inf)
+def _by_parts(function: Callable, z: Tensor, rows: Tensor, size: int) -> Tensor | tuple[Tensor, ...]:
+    """A function of codes and rows, `size` of them at a time."""
+    parts = [function(*part) for part in zip(z.split(size), rows.split(size), strict=True)]
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+    return torch.cat(parts)
 
 
 def adam(energy: Energy, starts: Tensor, iterations: int, lr: float = 0.1) -> Modes:
@@ -356,13 +442,13 @@ def _first_order(energy: Energy, starts: Tensor, iterations: int, optimizer_of: 
     best, best_value = z.detach().clone(), z.new_full((len(z),), torch.inf)
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = energy.value(z, rows)
-        better = value.detach() < best_value
-        best[better], best_value[better] = z.detach()[better], value.detach()[better]
-        total = torch.where(value.isfinite(), value, 0.0).sum()
-        total.backward()
-        return total
+        codes = z.detach()
+        value, gradient = _by_parts(energy.value_and_gradient, codes, rows, energy.chunk)
+        better = value < best_value
+        best[better], best_value[better] = codes[better], value[better]
+        finite = value.isfinite()
+        z.grad = torch.where(finite[:, None], gradient, 0.0)
+        return torch.where(finite, value, 0.0).sum()
 
     for _ in range(iterations):
         optimizer.step(closure)

@@ -12,6 +12,7 @@ from genprior.inversion import (
     NOT_FINITE,
     RangeEnergy,
     RelaxedEnergy,
+    _secant,
     adam,
     fisher_scoring,
     lbfgs,
@@ -210,12 +211,11 @@ def test_gradient_against_finite_differences(draw, name, constraint):
     energy = energies(draw, name)[constraint]
     z, rows = torch.randn(4, 3, generator=draw), torch.arange(4)
     gradient, fisher = energy.model(z, rows)
-    torch.testing.assert_close(
-        gradient,
-        finite_difference(lambda z: energy.value(z, rows), z),
-        rtol=1e-5,
-        atol=1e-5 * gradient.abs().max().item(),
-    )
+    value, same = energy.value_and_gradient(z, rows)
+    torch.testing.assert_close(value, energy.value(z, rows))
+    expected = finite_difference(lambda z: energy.value(z, rows), z)
+    for found in (gradient, same):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
     assert (torch.linalg.eigvalsh(fisher) > 0).all()
 
 
@@ -225,6 +225,23 @@ def test_jacobian_against_finite_differences(draw):
     for j, jacobian in enumerate(jacobians):
         expected = finite_difference(lambda z, j=j: moments(z)[j], z)
         torch.testing.assert_close(jacobian, expected, rtol=1e-7, atol=1e-8)
+
+
+def test_secant_learns_the_curvature_of_a_quadratic(draw):
+    """k steps along conjugate directions give BFGS the Hessian itself, wherever it starts."""
+    root = torch.randn(5, 4, 4, generator=draw)
+    hessian = root @ root.mT + 0.1 * torch.eye(4)
+    fisher, usable = 3 * hessian, torch.tensor([True] * 4 + [False])  # steep enough not to be damped
+    for step in torch.linalg.inv(torch.linalg.cholesky(hessian)).mT.unbind(2):
+        fisher = _secant(fisher, step, (fisher @ step[..., None])[..., 0], (hessian @ step[..., None])[..., 0], usable)
+    torch.testing.assert_close(fisher[:4], hessian[:4])
+    torch.testing.assert_close(fisher[4], 3 * hessian[4])
+
+
+def test_secant_stays_positive_where_the_energy_is_concave(draw):
+    fisher, step = torch.eye(4).expand(50, 4, 4), torch.randn(50, 4, generator=draw)
+    updated = _secant(fisher, step, step, -step, torch.ones(50, dtype=torch.bool))
+    assert torch.linalg.eigvalsh(updated).min() > 0.1
 
 
 def test_fisher_matrix_is_the_expected_hessian(draw):

@@ -1,8 +1,8 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
-A Laplace mixture at the best modes proposes, and adapts once to what it finds; importance sampling weighs, which gives
-the effective sample size and the evidence p(y). Where few samples carry the weight, sequential Monte Carlo tempers from
-the proposal to the posterior: its random-walk moves need no gradient and mix where the modes' curvature misleads.
+A Laplace mixture at the best modes proposes and importance sampling weighs, which gives the effective sample size and
+the evidence p(y). Trained decoders are often too curved for that: then sequential Monte Carlo tempers from the prior to
+the posterior, which finds what no mode stands for, and a proposal fitted to its samples is weighed in turn.
 """
 
 import math
@@ -35,7 +35,7 @@ class Posterior:
         """One image for each sample, `draw(z, rows)`: (N, S, h, w)."""
         problems, samples, _ = self.z.shape
         rows = torch.arange(problems, device=self.z.device).repeat_interleave(samples)
-        x = _by_parts(draw, self.z.flatten(0, 1), rows)
+        x = _by_parts(draw, self.z.flatten(0, 1), rows, 256)
         return x.reshape(problems, samples, *x.shape[2:])
 
 
@@ -92,7 +92,7 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     count, problems, k = modes.z.shape
     rows = torch.arange(problems, device=modes.z.device).repeat(count)
     z = modes.z.reshape(-1, k)
-    fisher = torch.cat([energy.model(*part)[1] for part in zip(z.split(256), rows.split(256), strict=True)])
+    fisher = _by_parts(energy.model, z, rows, energy.model_chunk)[1]
     factor, failed = torch.linalg.cholesky_ex(fisher)
     usable = (failed == 0) & modes.energy.flatten().isfinite()
     # A mode without curvature or energy gets no weight; the prior's share remains.
@@ -106,60 +106,35 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     )
 
 
-def adapted(proposal: Mixture, z: Tensor, log_weight: Tensor) -> Mixture:
-    """The proposal with one component more, of half the weight, at the weighted samples' own mean and covariance.
-
-    The covariance is shrunk halfway to the heaviest component's: few samples carry the weight. Cappé et al. 2008.
-    """
-    weight = log_weight.softmax(1)
-    mean = (weight[..., None] * z).sum(1)
-    centred = z - mean[:, None]
-    covariance = torch.einsum("ns,nsi,nsj->nij", weight, centred, centred)
-    heaviest = proposal.log_weight.argmax(1)
-    laplace = torch.cholesky_inverse(proposal.factor[torch.arange(len(z), device=z.device), heaviest])
-    factor = torch.linalg.cholesky(torch.linalg.inv((covariance + laplace) / 2))
-    half = math.log(0.5)
-    share = proposal.log_weight.new_full((len(z), 1), math.log(1 - Mixture.PRIOR_SHARE) + half)
-    return Mixture(
-        torch.cat([proposal.log_weight + half, share], 1),
-        torch.cat([proposal.centre, mean[:, None]], 1),
-        torch.cat([proposal.factor, factor[:, None]], 1),
-    )
-
-
 def log_joint(energy: Energy, z: Tensor) -> Tensor:
     """log p(y, z) under the latent's standard normal: (N, S, k) -> (N, S); -inf where it is not finite."""
     problems, samples, k = z.shape
     rows = torch.arange(problems, device=z.device).repeat_interleave(samples)
-    value = _by_parts(energy.value, z.reshape(-1, k), rows).reshape(problems, samples)
+    value = _by_parts(energy.value, z.reshape(-1, k), rows, energy.chunk).reshape(problems, samples)
     return torch.where(value.isfinite(), -value - k / 2 * LOG_2_PI, -torch.inf)
 
 
 def sample_posterior(
-    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.1
+    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.5
 ) -> Posterior:
     """Samples of p(z | y) and the evidence of every problem, from the modes that `search` found.
 
-    A first round of samples adapts the proposal; the second, independent of it, is what counts.
     log p(y) = log mean w, w = p(y, z) / q(z), with standard error ((1/ESS - 1) / S)^½ (delta method), ESS the
-    effective share (Σw)² / (S Σw²). Problems with an ESS below `minimum_effective` go through `tempered_smc`.
+    effective share (Σw)² / (S Σw²). Problems where it is below `minimum_effective` go through `tempered_smc`: a few
+    samples that carry the weight look more alike than the posterior is, and hide what the modes do not stand for.
     """
     proposal = laplace_mixture(energy, modes)
-    for adapting in (True, False):
-        z = proposal.sample(samples, generator)
-        log_weight = log_joint(energy, z) - proposal.log_density(z)
-        if adapting:
-            proposal = adapted(proposal, z, log_weight)
+    z = proposal.sample(samples, generator)
+    log_weight = log_joint(energy, z) - proposal.log_density(z)
     evidence, effective = _mean_and_effective(log_weight)
     error = ((1 / effective - 1) / samples).sqrt()
-    resampled = _resample(z, log_weight, generator)
-    method = [IMPORTANCE] * len(z)
-    poor = (effective < minimum_effective).nonzero().squeeze(1)
-    if len(poor):
-        resampled[poor], evidence[poor], error[poor] = tempered_smc(energy, proposal, z, log_weight, poor, generator)
-        for i in poor.tolist():
-            method[i] = TEMPERED
-    return Posterior(resampled, evidence, error, effective, method)
+    z = _take(z, _resample(log_weight, generator))
+    poor = effective < minimum_effective
+    if poor.any():
+        z[poor], evidence[poor], error[poor] = tempered_smc(
+            _Rows(energy, poor.nonzero().squeeze(1)), _normal(z[poor], generator), generator
+        )
+    return Posterior(z, evidence, error, effective, [TEMPERED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,99 +144,125 @@ def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return total - math.log(samples), (2 * total - squares).exp() / samples
 
 
-def _resample(z: Tensor, log_weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Systematic resampling by weight (Douc et al. 2005): (N, S, k) -> (N, S, k)."""
-    problems, samples, k = z.shape
+def _resample(log_weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Systematic resampling by weight (Douc et al. 2005): indices of as many samples, (N, S) -> (N, S)."""
+    samples = log_weight.shape[1]
     cumulative = log_weight.softmax(1).cumsum(1)
-    offset = torch.rand(problems, 1, generator=generator, dtype=cumulative.dtype).to(z.device)
-    points = (torch.arange(samples, device=z.device) + offset) / samples
-    index = torch.searchsorted(cumulative.contiguous(), points.contiguous()).clamp_max(samples - 1)
-    return z.gather(1, index[..., None].expand(-1, -1, k))
+    offset = torch.rand(len(log_weight), 1, generator=generator, dtype=cumulative.dtype).to(cumulative.device)
+    points = (torch.arange(samples, device=cumulative.device) + offset) / samples
+    return torch.searchsorted(cumulative, points).clamp_max(samples - 1)
+
+
+def _take(z: Tensor, index: Tensor) -> Tensor:
+    return z.gather(1, index[..., None].expand_as(z))
 
 
 def tempered_smc(
-    energy: Energy,
-    proposal: Mixture,
-    z: Tensor,
-    log_weight: Tensor,
-    rows: Tensor,
-    generator: torch.Generator,
-    moves: int = 5,
-    most_steps: int = 60,
+    energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float = 2.5, most: int = 200
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential Monte Carlo from the proposal to the posterior along q^{1-β} p^β, for the problems `rows`.
+    """Sequential Monte Carlo along p(z) p(y | z)^β, from samples of the prior to as many of the posterior: (N, S, k).
 
-    z, log_weight: samples of q (N, S, k) and log p/q (N, S) of all problems. Each step raises β as far as the
-    incremental weights keep half their effective size, resamples, and moves every sample by random-walk Metropolis
-    with the samples' own covariance · 2.38² / k. Returns samples, log evidence, and its standard error from the
-    incremental weights. Del Moral et al. 2006, section 3; β by Jasra et al. 2011.
+    Each step raises β as far as the weights keep half their effective size, resamples, and moves all samples until
+    they are `refreshed` that many times (`_move`). β ends at 1 after `most` steps at the latest. Returns the samples,
+    log p(y) and its standard error (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th; neither
+    knows of a mode that no sample found.
+    Del Moral et al. 2006, section 3; β: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
-    z, log_ratio = z[rows], log_weight[rows]
-    problems, samples, k = z.shape
-    beta = z.new_zeros(problems)
-    evidence, variance = z.new_zeros(problems), z.new_zeros(problems)
-    narrow = _Rows(energy, rows)
-    part = proposal.of(rows)
-    density = part.log_density(z)
-    for step in range(most_steps):
-        target = z.new_ones(problems) if step == most_steps - 1 else _next_beta(log_ratio, beta)
-        log_increment = (target - beta)[:, None] * log_ratio
-        log_increment = torch.where(log_ratio == -torch.inf, -torch.inf, log_increment).nan_to_num(nan=-torch.inf)
-        gain, effective = _mean_and_effective(log_increment)
-        moving = target > beta
-        evidence += torch.where(moving, gain, 0.0)
-        variance += torch.where(moving, (1 / effective - 1) / samples, 0.0)
-        beta = target
-        index = _resample(
-            torch.arange(samples, device=z.device).expand(problems, -1)[..., None], log_increment, generator
+    z, count = z.clone(), z.shape[1]
+    likelihood = _log_likelihood(energy, z)
+    evidence, beta, reach = z.new_zeros(len(z)), z.new_zeros(len(z)), z.new_full((len(z),), 0.7)
+    founder = torch.arange(count, device=z.device).repeat(len(z), 1)
+    live = torch.arange(len(z), device=z.device)  # problems that have not arrived at β = 1
+    for step in range(most):
+        raised = torch.ones_like(beta[live]) if step == most - 1 else _next_beta(likelihood[live], beta[live])
+        log_weight = _tempered(likelihood[live], raised - beta[live])
+        evidence[live] += _mean_and_effective(log_weight)[0]
+        beta[live] = raised
+        index = _resample(log_weight, generator)
+        z[live], founder[live] = _take(z[live], index), founder[live].gather(1, index)
+        likelihood[live] = likelihood[live].gather(1, index)
+        z[live], likelihood[live], reach[live] = _move(
+            _Rows(energy, live), z[live], likelihood[live], raised, reach[live], generator, refreshed
         )
-        chosen = index.squeeze(2)
-        z = z.gather(1, index.expand(-1, -1, k))
-        log_ratio, density = log_ratio.gather(1, chosen), density.gather(1, chosen)
-        centred = z - z.mean(1, keepdim=True)
-        covariance = centred.mT @ centred / samples
-        covariance.diagonal(dim1=1, dim2=2).add_(1e-6)
-        factor = torch.linalg.cholesky(covariance) * (2.38 / k**0.5)
-        scale = z.new_ones(problems)
-        for _ in range(moves):
-            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-            proposed = z + scale[:, None, None] * noise @ factor.mT
-            new_density = part.log_density(proposed)
-            new_ratio = log_joint(narrow, proposed) - new_density
-            log_accept = (new_density + beta[:, None] * new_ratio) - (density + beta[:, None] * log_ratio)
-            uniform = torch.rand(log_accept.shape, generator=generator, dtype=z.dtype).to(z.device)
-            accepted = uniform.log() < log_accept  # false for NaN
-            z = torch.where(accepted[..., None], proposed, z)
-            log_ratio = torch.where(accepted, new_ratio, log_ratio)
-            density = torch.where(accepted, new_density, density)
-            scale = scale * (accepted.to(z.dtype).mean(1) - 0.25).exp()
-        if (beta >= 1).all():
+        live = live[raised < 1]
+        if len(live) == 0:
             break
-    return z, evidence, variance.sqrt()
+    share = torch.zeros_like(likelihood).scatter_add_(1, founder, torch.full_like(likelihood, 1 / count))
+    return z, evidence, share.square().sum(1).sqrt()
 
 
-def _next_beta(log_ratio: Tensor, beta: Tensor, share: float = 0.5) -> Tensor:
-    """The largest β' <= 1 at which the weights (β' - β) log p/q keep the effective share, by bisection: (N,)."""
+def _move(
+    energy: Energy,
+    z: Tensor,
+    likelihood: Tensor,
+    beta: Tensor,
+    reach: Tensor,
+    generator: torch.Generator,
+    refreshed: float,
+    most_moves: int = 30,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Metropolis moves of samples (N, S, k) of p(z) p(y | z)^β; new samples, log p(y | z), and ρ (N,).
+
+    z' = μ + (1 - ρ²)^½ (z - μ) + ρ C^½ ξ leaves N(μ, C), the samples' own mean and covariance, as it is, and is
+    accepted by how the target differs from it: independent draws where it is Gaussian, small steps where it is not;
+    ρ follows the acceptance. Moves go on until Σ ρ² · acceptance, 1 for a fresh sample, has reached `refreshed` on
+    the average of the problems.
+    """
+    mean = z.mean(1, keepdim=True)
+    covariance = (z - mean).mT @ (z - mean) / z.shape[1]
+    covariance.diagonal(dim1=1, dim2=2).add_(1e-6)  # samples may coincide
+    factor = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(factor, (z - mean).mT, upper=False).mT
+    travelled = 0.0
+    for _ in range(most_moves):
+        rho = reach[:, None, None]
+        moved = (1 - rho.square()).sqrt() * white + rho * _normal(white, generator)
+        proposed = mean + moved @ factor.mT
+        proposed_likelihood = _log_likelihood(energy, proposed)
+        log_accept = _tempered(proposed_likelihood, beta) - _tempered(likelihood, beta)
+        log_accept += 0.5 * (z.square() - proposed.square() + moved.square() - white.square()).sum(2)
+        uniform = torch.rand(log_accept.shape, generator=generator, dtype=z.dtype).to(z.device)
+        accepted = uniform.log() < log_accept  # false for NaN
+        z = torch.where(accepted[..., None], proposed, z)
+        white = torch.where(accepted[..., None], moved, white)
+        likelihood = torch.where(accepted, proposed_likelihood, likelihood)
+        acceptance = accepted.to(z.dtype).mean(1)
+        travelled += (acceptance * reach.square()).mean().item()
+        if travelled >= refreshed:
+            break
+        reach = (reach * (2 * acceptance - 0.6).exp()).clamp(0.02, 0.999)
+    return z, likelihood, reach
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _log_likelihood(energy: Energy, z: Tensor) -> Tensor:
+    """log p(y | z): (N, S, k) -> (N, S), -inf where it is not finite."""
+    return log_joint(energy, z) + 0.5 * (z.square() + LOG_2_PI).sum(2)
+
+
+def _tempered(likelihood: Tensor, beta: Tensor) -> Tensor:
+    """β log p(y | z), -inf where p(y | z) = 0 whatever β: (N, S)."""
+    return torch.where(likelihood == -torch.inf, -torch.inf, beta[:, None] * likelihood)
+
+
+def _next_beta(likelihood: Tensor, beta: Tensor, share: float = 0.5) -> Tensor:
+    """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,)."""
     low, high = beta.clone(), torch.ones_like(beta)
-
-    def keeps(target: Tensor) -> Tensor:
-        increment = torch.where(log_ratio == -torch.inf, -torch.inf, (target - beta)[:, None] * log_ratio)
-        return _mean_and_effective(increment.nan_to_num(nan=-torch.inf))[1] >= share
-
-    whole = keeps(high)
-    for _ in range(30):
+    for _ in range(40):
         middle = (low + high) / 2
-        fine = keeps(middle)
+        fine = _mean_and_effective(_tempered(likelihood, middle - beta))[1] >= share
         low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
-    # a step at least: a few samples at -inf alone can hold the share down whatever β
-    return torch.where(whole, 1.0, torch.maximum(low, (beta + 1e-4).clamp_max(1.0)))
+    return torch.where(high == 1, 1.0, low)
 
 
 class _Rows:
     """An energy of some of its problems, numbered anew."""
 
     def __init__(self, energy: Energy, rows: Tensor):
-        self.energy, self.rows = energy, rows
+        self.energy, self.rows, self.chunk = energy, rows, energy.chunk
 
     def value(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.energy.value(z, self.rows[rows])

@@ -5,12 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scipy.stats import multivariate_normal
 
 from genprior.images import dct_basis
-from genprior.inversion import RangeEnergy, RelaxedEnergy, search
-from genprior.operators import GaussianBlur, Identity, gaussian_sensing
+from genprior.inversion import RangeEnergy, RelaxedEnergy, _by_parts, search
+from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
+from genprior.params import Network, TrainVAE
 from genprior.posterior import IMPORTANCE, TEMPERED, sample_posterior
+from genprior.prior import load_prior
+from stages import train_vae
 
 SHAPE, N, K = (4, 5), 20, 3
 BASIS = torch.from_numpy(dct_basis(*SHAPE))
@@ -135,7 +139,7 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, force):
     energy = RelaxedEnergy(two_moons, BASIS, SHAPE, operator, y, 0.1)
     modes = search(energy, torch.randn(8, 3, 2, generator=draw), 60)
     samples = 8_000
-    posterior = sample_posterior(energy, modes, samples, draw, minimum_effective=2.0 if force else 0.1)
+    posterior = sample_posterior(energy, modes, samples, draw, minimum_effective=2.0 if force else 0.0)
     assert set(posterior.method) == {force or IMPORTANCE}
     z, area = grid
     for i in range(3):
@@ -145,40 +149,43 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, force):
         mean, square = density @ z, density @ z.square()
         tolerance = 0.05 if force else 5 * posterior.log_evidence_error[i].item() + 1e-3
         assert posterior.log_evidence[i].item() == pytest.approx(evidence.item(), abs=tolerance)
-        torch.testing.assert_close(posterior.z[i].mean(0), mean, rtol=0, atol=0.08)
-        torch.testing.assert_close(posterior.z[i].square().mean(0), square, rtol=0, atol=0.08)
+        # the spread of 1 over the samples that count, which importance sampling says and SMC is granted half of
+        tolerance = 5 / math.sqrt(samples * (0.5 if force else posterior.effective[i].item()))
+        torch.testing.assert_close(posterior.z[i].mean(0), mean, rtol=0, atol=tolerance)
+        torch.testing.assert_close(posterior.z[i].square().mean(0), square, rtol=0, atol=2 * tolerance)
         # both modes are there, in their proportions
         assert (posterior.z[i, :, 0] > 0).double().mean().item() == pytest.approx(
-            density[z[:, 0] > 0].sum().item(), abs=0.05
+            density[z[:, 0] > 0].sum().item(), abs=tolerance
         )
 
 
-def rank_uniformity(draw, problems, samples, dimensions=4):
-    """Ranks of true codes, and of the true log likelihood, among posterior samples, truths drawn from the prior."""
-    inner, outer = torch.randn(16, dimensions, generator=draw), torch.randn(N, 16, generator=draw) / 3
-    spread = torch.randn(N, dimensions, generator=draw)
+def small_decoder(draw, k=4):
+    inner, outer = torch.randn(16, k, generator=draw), torch.randn(N, 16, generator=draw) / 3
+    spread = torch.randn(N, k, generator=draw)
+    return lambda z: (torch.tanh(z @ inner.T) @ outer.T, 0.05 * torch.exp(torch.tanh(z @ spread.T)))
 
-    def moments(z):
-        return torch.tanh(z @ inner.T) @ outer.T, 0.05 * torch.exp(torch.tanh(z @ spread.T))
 
-    operator = gaussian_sensing(SHAPE, 8, draw)
-    truth = torch.randn(problems, dimensions, generator=draw)
+def simulate(draw, moments, basis, shape, k, operator, sigma, problems):
+    """Truths from the prior, measured: codes (N, k), images (N, n), the energy of each."""
+    truth = torch.randn(problems, k, generator=draw)
     mean, variance = moments(truth)
-    x = ((mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ BASIS.T).reshape(-1, 1, *SHAPE)
-    y = operator.A(x) + 0.1 * torch.randn(problems, 8, generator=draw)
-    energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1)
-    modes = search(energy, torch.randn(6, problems, dimensions, generator=draw), 40)
-    posterior = sample_posterior(energy, modes, 1000, draw)
-    thinned = posterior.z[:, torch.randperm(1000, generator=draw)[:samples]]
-    rows = torch.arange(problems)
-    likelihood = torch.stack(
-        [-energy.value(thinned[:, j], rows) + 0.5 * thinned[:, j].square().sum(1) for j in range(samples)], 1
-    )
-    true_likelihood = -energy.value(truth, rows) + 0.5 * truth.square().sum(1)
-    drawn = energy.draw(posterior.z[:, 0], rows, draw).flatten(1)
-    below = [(thinned[..., d] < truth[:, d, None]).sum(1) for d in range(dimensions)]
-    below.append((likelihood < true_likelihood[:, None]).sum(1))
-    return torch.stack(below), drawn, x.flatten(1)
+    x = ((mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ basis.T).reshape(-1, 1, *shape)
+    y = operator.A(x)
+    y = y + sigma * torch.randn(y.shape, generator=draw)
+    return truth, x.flatten(1), RelaxedEnergy(moments, basis, shape, operator, y, sigma)
+
+
+def ranks_of(truth, energy, z):
+    """How many of the posterior's samples z (N, S, k) lie below the truth: in every code, and in log likelihood."""
+    problems, samples, k = z.shape
+
+    def likelihood(z):
+        rows = torch.arange(problems).repeat_interleave(len(z) // problems)
+        return _by_parts(lambda z, rows: 0.5 * z.square().sum(1) - energy.value(z, rows), z, rows, 1000)
+
+    below = [(z[..., d] < truth[:, d, None]).sum(1) for d in range(k)]
+    below.append((likelihood(z.flatten(0, 1)).reshape(problems, samples) < likelihood(truth)[:, None]).sum(1))
+    return torch.stack(below)
 
 
 def assert_uniform(ranks, samples):
@@ -190,21 +197,51 @@ def assert_uniform(ranks, samples):
         assert (empirical - uniform).abs().max() < band
 
 
-def test_calibration_by_simulation(draw):
-    ranks, drawn, x = rank_uniformity(draw, 400, 99)
+def calibrate(draw, moments, basis, shape, k, operator, sigma, problems, minimum_effective=0.5, thin=3):
+    """Simulation-based calibration (Talts et al. 2018): ranks of truths among 99 posterior samples; x drawn, x true."""
+    truth, x, energy = simulate(draw, moments, basis, shape, k, operator, sigma, problems)
+    modes = search(energy, torch.randn(6, problems, k, generator=draw), 40)
+    posterior = sample_posterior(energy, modes, 99 * thin, draw, minimum_effective)
+    drawn = energy.draw(posterior.z[:, 0], torch.arange(problems), draw).flatten(1)
+    thinned = posterior.z[:, torch.randperm(99 * thin, generator=draw)[:99]]
+    return ranks_of(truth, energy, thinned), drawn, x
+
+
+@pytest.mark.parametrize("minimum_effective", [0.0, 2.0], ids=[IMPORTANCE, TEMPERED])
+def test_calibration_by_simulation(draw, minimum_effective):
+    operator = gaussian_sensing(SHAPE, 8, draw)
+    thin = 3 if minimum_effective else 10  # its samples are worth a part of their number
+    ranks, drawn, x = calibrate(draw, small_decoder(draw), BASIS, SHAPE, 4, operator, 0.1, 400, minimum_effective, thin)
     assert_uniform(ranks, 99)
     # a posterior draw of x is distributed as the truth is, over problems drawn from the prior
     torch.testing.assert_close(drawn.var(0), x.var(0), rtol=0.35, atol=0)
-
-
-def test_calibration_test_can_fail(draw):
-    ranks, _, _ = rank_uniformity(draw, 400, 99)
-    squeezed = (50 + 0.7 * (ranks - 50)).round()  # ranks of a posterior that is too wide
+    squeezed = (50 + 0.7 * (ranks - 50)).round()  # ranks of a posterior that is too wide: the test can fail
     with pytest.raises(AssertionError):
         assert_uniform(squeezed, 99)
 
 
+def test_calibration_of_a_trained_decoder(patches):
+    torch.manual_seed(0)
+    settings = TrainVAE(steps=400, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0)
+    prior, _ = train_vae.train(patches, patches, Network(latent_size=4, hidden=[32], activation="silu"), settings, 0)
+    prior.requires_grad_(False)
+    draw, shape = torch.Generator().manual_seed(0), (8, 8)
+    operator = gaussian_sensing(shape, 12, draw)
+    ranks, _, _ = calibrate(draw, prior.moments, prior.coefficients.basis, shape, 4, operator, 0.01, 300)
+    assert_uniform(ranks, 99)
+
+
 @pytest.mark.slow
-def test_calibration_by_simulation_at_length(draw):
-    ranks, _, _ = rank_uniformity(draw, 6000, 99)
+@pytest.mark.parametrize("problem", ["denoise", "cs_10", "cs_50"])
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_calibration_of_the_pipelines_priors(params, name, problem):
+    """At length, on what `make repro` trained."""
+    path = ROOT / "data" / "models" / f"{name}.safetensors"
+    if not path.exists():
+        pytest.skip("needs `make repro`")
+    prior, draw = load_prior(path), torch.Generator().manual_seed(0)
+    settings = params.problems[problem]
+    operator = build_operator(settings, prior.shape, draw)
+    basis = prior.coefficients.basis
+    ranks, _, _ = calibrate(draw, prior.moments, basis, prior.shape, 20, operator, settings.sigma, 400)
     assert_uniform(ranks, 99)

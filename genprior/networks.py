@@ -57,11 +57,11 @@ class Coefficients(nn.Module):
         self.register_buffer("scale", torch.ones(n))
 
     @torch.no_grad()
-    def fit(self, x: Tensor) -> "Coefficients":
-        """Take mean and standard deviation of the coefficients of patches (N, 1, h, w)."""
+    def fit(self, x: Tensor, least: float = 1e-3) -> "Coefficients":
+        """Take mean and standard deviation (at least `least`) of the coefficients of patches (N, 1, h, w)."""
         coefficients = x.flatten(1) @ self.basis
         self.mean.copy_(coefficients.mean(0))
-        self.scale.copy_(coefficients.std(0).clamp_min(1e-3))  # flat patches have nothing to standardise by
+        self.scale.copy_(coefficients.std(0).clamp_min(least))  # flat patches have nothing to standardise by
         return self
 
     def analyse(self, x: Tensor) -> Tensor:

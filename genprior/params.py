@@ -190,6 +190,7 @@ class Evaluate(Settings):
     latent_weight: NonNegative | None
     range: Search
     relaxed: Search
+    mean_samples: Annotated[int, Field(ge=20, le=100_000)]
     solver_patches: Count
     posterior_patches: Count
     posterior_samples: Annotated[int, Field(ge=20, le=100_000)]
@@ -200,6 +201,24 @@ class Baselines(Settings):
     validation_patches: Count
     tikhonov_weights: Annotated[list[Positive], Field(min_length=1)]
     lasso_weights: Annotated[list[Positive], Field(min_length=1)]
+    tv_weights: Annotated[list[Positive], Field(min_length=1)]
+    mixture_components: list[Annotated[int, Field(gt=1, le=1000)]]
+    mixture_patches: Count
+    mixture_iterations: Count
+    mixture_shrinkages: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+
+
+class TrainDiscriminative(Settings):
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    hidden: Annotated[list[Size], Field(min_length=1)]
+
+
+class Crossover(Settings):
+    measurements: Annotated[list[Size], Field(min_length=2)]
+    sigma: Positive
+    patches: Count
 
 
 class Report(Settings):
@@ -227,9 +246,19 @@ class Params(Settings):
     sample: Sample
     problems: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z]\w*$")], Problem], Field(min_length=1)]
     evaluate: Evaluate
+    crossover: Crossover
     baselines: Baselines
+    train_discriminative: TrainDiscriminative
     report: Report
     chapter: Chapter
+
+    def crossover_problems(self) -> dict[str, CompressedSensing]:
+        """Compressed sensing at each number of measurements, under the names m_10, m_25, ..."""
+        sigma = self.crossover.sigma
+        return {
+            f"m_{m}": CompressedSensing(operator="gaussian", measurements=m, sigma=sigma)
+            for m in self.crossover.measurements
+        }
 
     @model_validator(mode="after")
     def _problems_fit(self) -> Self:
@@ -239,6 +268,15 @@ class Params(Settings):
                 raise ValueError(
                     f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"
                 )
+        counts = self.crossover.measurements
+        if counts != sorted(set(counts)):
+            raise ValueError(f"crossover.measurements = {counts}: the numbers must grow")
+        if max(self.baselines.mixture_components, default=0) > self.baselines.mixture_patches:
+            raise ValueError(
+                f"baselines.mixture_patches = {self.baselines.mixture_patches}: fewer than a mixture has components"
+            )
+        if clash := sorted(self.problems.keys() & self.crossover_problems().keys()):
+            raise ValueError(f"problems.{clash[0]}: the name is taken by a problem of crossover; choose another")
         if self.report.posterior not in self.problems:
             raise ValueError(
                 f"report.posterior = '{self.report.posterior}' is none of problems: {', '.join(self.problems)}"

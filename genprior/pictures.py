@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -96,10 +97,30 @@ def curve_figure(path: str | Path, panels: dict[str, tuple[pd.DataFrame, list[st
 
 def bar_figure(path: str | Path, table: pd.DataFrame, ylabel: str) -> None:
     """Grouped bars: one group for each row of the table, one colour for each column."""
-    axis = table.plot.bar(figsize=(1.25 * len(table) + 1.5, 3.2), width=0.82, rot=20, colormap="tab10")
+    axis = table.plot.bar(figsize=(1.25 * len(table) + 1.5, 3.2), width=0.82, rot=20, colormap="tab20")
     axis.set(xlabel="", ylabel=ylabel, ylim=(max(0, np.floor(table.min().min() / 5) * 5), None))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(path, axis.figure)
+
+
+def crossover_figure(path: str | Path, table: pd.DataFrame, floors: dict[str, float]) -> None:
+    """PSNR in dB against the number of measurements: a line for each row of the table.
+
+    Dotted, in the colour of the line of the same name, the `floors` that a method cannot pass.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    colours = matplotlib.colormaps["tab20"].colors
+    for i, (name, values) in enumerate(table.iterrows()):
+        colour = colours[i % len(colours)]
+        axis.plot(table.columns, values, marker="o", markersize=3, linewidth=1.2, color=colour, label=name)
+        if name in floors:
+            axis.axhline(floors[name], color=colour, linestyle=":", linewidth=1)
+    axis.set(xscale="log", xlabel="measurements", ylabel="PSNR [dB]", ylim=(max(0, table.min().min() - 1), None))
+    axis.xaxis.set_major_locator(FixedLocator(list(table.columns)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(path, figure)
 
 
 def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
@@ -114,6 +135,10 @@ def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
         for solver, line in rows.sort_values("seconds").groupby("solver", sort=False):
             axis.plot(line.seconds, line.objective, marker="o", markersize=3, label=solver)
         axis.set(title=f"{prior}, {problem}", xscale="log", yscale="log", xlabel="seconds", ylabel="objective")
+        for ticks in (axis.xaxis, axis.yaxis):  # less than a decade: few plain numbers
+            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+            ticks.set_minor_formatter(NullFormatter())
     axes.flat[0].legend()
     figure.tight_layout()
     save_figure(path, figure)

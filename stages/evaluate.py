@@ -1,6 +1,7 @@
 """One prior through all inverse problems: restorations, where their errors come from, and what the posterior knows.
 
-`range` confines images to the range of G, as the chapter does; `relaxed` lets the prior's residual model speak too.
+`range` confines images to the range of G, as the chapter does; `relaxed` lets the prior's residual model speak too, at
+the most probable code; `mean` is the posterior mean over all codes.
 """
 
 import sys
@@ -12,7 +13,7 @@ from genprior.inversion import CONVERGED, Energy, Inversion, RangeEnergy, Relaxe
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.posterior import TEMPERED, Posterior, sample_posterior
+from genprior.posterior import TEMPERED, Posterior, sample_posterior, tempered_smc
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
@@ -53,18 +54,17 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
 def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed: int) -> float:
     """Nats that the search leaves on the first `count` patches against the best of a far longer one; never negative."""
     starts = starting_codes(prior, 16, min(count, len(found.z)), seed + 1)
-    longer = search(energy, starts, 100, audition=12).best(energy).energy
+    longer = search(energy, starts, 150, audition=25).best(energy).energy
     ours = found.energy[: len(longer)]
     return (ours - torch.minimum(ours, longer)).mean().item()
 
 
-def measures(problem: Measured, x: Tensor, found: Inversion) -> dict[str, float]:
-    """Errors against the truth, the share of searches that converged, the misfit to the measurement."""
-    misfit = problem.operator.A(found.x) - problem.y
+def measures(problem: Measured, x: Tensor, estimate: Tensor) -> dict[str, float]:
+    """Errors against the truth, and the misfit to the measurement."""
+    misfit = problem.operator.A(estimate) - problem.y
     return {
-        **reconstruction_measures(x, found.x),
+        **reconstruction_measures(x, estimate),
         "residual_over_sigma": misfit.square().mean().sqrt().item() / problem.sigma,
-        "converged": found.status.count(CONVERGED) / len(x),
     }
 
 
@@ -76,6 +76,17 @@ def posterior_of(prior: Prior, energy: Energy, patches: int, settings: Evaluate,
     return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
 
 
+def posterior_mean(energy: Energy, patches: int, k: int, samples: int, seed: int) -> Tensor:
+    """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w)."""
+    draw = torch.Generator().manual_seed(seed)
+    z = torch.randn(patches, samples, k, generator=draw).to(energy.y.device)
+    z, _, _ = tempered_smc(energy, z, draw, refreshed=1.0)  # a mean asks less of the samples than their tails do
+    rows = torch.arange(patches, device=z.device).repeat_interleave(samples)
+    parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
+    x = torch.cat([energy.estimate(*part) for part in parts])
+    return x.unflatten(0, (patches, samples)).mean(1)
+
+
 def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
     """How often credible intervals hold the truth, how far to believe the sampler, and the samples (N, S, h, w)."""
     posterior = posterior_of(prior, energy, len(x), settings, seed)
@@ -84,7 +95,6 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
     found = {
         "coverage_50": interval_coverage(samples, x.squeeze(1), 0.5),
         "coverage_90": interval_coverage(samples, x.squeeze(1), 0.9),
-        "posterior_mean_psnr_db": reconstruction_measures(x, samples.mean(1, keepdim=True))["psnr_db"],
         "effective_share": posterior.effective.median().item(),
         "tempered": posterior.method.count(TEMPERED) / len(x),
     }
@@ -122,24 +132,28 @@ def main() -> None:
     x = draw_patches(test, settings.patches, seed)
     held_out = min(settings.posterior_patches, len(x))
     best = represent(prior, x, settings, seed)
-    values = {"range": {"representation": reconstruction_measures(x, best.x)}, "relaxed": {}}
+    values = {"range": {"representation": reconstruction_measures(x, best.x)}, "relaxed": {}, "mean": {}}
     bias = values["range"]["representation"]["mse"]
-    restored, posteriors = {"range": [best.x], "relaxed": []}, []
+    restored, posteriors = {"range": [best.x], "relaxed": [], "mean": []}, []
 
-    own = {c: prior.sample(held_out, torch.Generator().manual_seed(seed), c == "relaxed") for c in restored}
+    own = {c: prior.sample(held_out, torch.Generator().manual_seed(seed), c == "relaxed") for c in ("range", "relaxed")}
     posed = pose(params.problems, x, seed)
-    in_range = {constraint: pose(params.problems, own[constraint], seed) for constraint in restored}
+    in_range = {constraint: pose(params.problems, own[constraint], seed) for constraint in own}
     for i in (bar := steps(len(posed), f"evaluate {name}")):
         problem = posed[i]
         bar.set_postfix(problem=problem.name)
-        for constraint in restored:
+        for constraint in own:
             energy = energy_of(prior, problem, constraint, settings)
             found = restore(prior, energy, constraint, settings, len(x), seed)
-            row = values[constraint][problem.name] = measures(problem, x, found)
+            row = values[constraint][problem.name] = measures(problem, x, found.x)
+            row["converged"] = found.status.count(CONVERGED) / len(x)
             row["solver_gap"] = solver_gap(prior, energy, found, settings.solver_patches, seed)
             if constraint == "range":
                 row["added_mse"] = row["mse"] - bias
             else:
+                mean = posterior_mean(energy, len(x), prior.latent_size, settings.mean_samples, seed)
+                values["mean"][problem.name] = measures(problem, x, mean)
+                restored["mean"].append(mean)
                 spread, samples = uncertainty(prior, energy, x[:held_out], settings, seed)
                 row.update(spread)
                 posteriors.append(picture_rows(samples))
@@ -152,6 +166,13 @@ def main() -> None:
             if constraint == "relaxed":
                 spread, _ = uncertainty(prior, energy, own[constraint], settings, seed)
                 row.update({f"in_range_{measure}": value for measure, value in spread.items()})
+    few = x[: params.crossover.patches]
+    for problem in pose(params.crossover_problems(), few, seed):
+        for constraint in own:
+            energy = energy_of(prior, problem, constraint, settings)
+            found = restore(prior, energy, constraint, settings, len(few), seed)
+            values[constraint][problem.name] = reconstruction_measures(few, found.x)
+
     x_likelihood = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))
     values["relaxed"]["likelihood"] = log_likelihood(prior, x_likelihood, settings, seed)
 

@@ -1,6 +1,7 @@
 """One table of all numbers, the pictures that a reader wants, and the page that holds them together."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from genprior.stage import read_array, run, write_csv, write_text
 
 TARGET = Path("data/report")
 PRIORS = ("ae", "vae", "gan")
+CONSTRAINTS = ("none", "raw", "range", "relaxed", "mean")  # in the order of the tables
 NAMES = {
     "ae": "autoencoder",
     "ae_raw": "autoencoder, raw N(0, I) codes",
     "vae": "VAE",
     "gan": "GAN",
     "pca": "PCA, same k",
+    "gaussian": "linear Gaussian",
+    "tv": "total variation",
     "lasso_dct": "Lasso in the DCT",
+    "discriminative": "network for this problem",
     "tikhonov": "Tikhonov",
     "minimum_norm": "minimum norm",
     "floor": "other real patches",
@@ -30,7 +35,7 @@ NAMES = {
 def rows(values: dict) -> Iterator[tuple[str, str, str, str, float]]:
     """{method: {constraint: {problem: {measure: value}}}} as rows of the long table."""
     for method, constraints in values.items():
-        for constraint, problems in constraints.items():
+        for constraint, problems in sorted(constraints.items(), key=lambda item: CONSTRAINTS.index(item[0])):
             for problem, measures in problems.items():
                 for measure, value in measures.items():
                     yield method, problem, constraint, measure, value
@@ -49,6 +54,7 @@ def collect_table() -> pd.DataFrame:
     """Restoration errors of every method and sample measures of every prior, long form."""
     found = [row for name in PRIORS for row in rows(read_metrics(f"evaluate_{name}"))]
     found += rows(read_metrics("baselines"))
+    found += rows(read_metrics("train_discriminative"))
     samples = read_metrics("sample")["sample"]
     floor = samples.pop("floor")
     found += rows({"floor": {"none": {"samples": floor}}})
@@ -56,17 +62,29 @@ def collect_table() -> pd.DataFrame:
     return pd.DataFrame(found, columns=["method", "problem", "constraint", "measure", "value"])
 
 
-def wide(table: pd.DataFrame, measure: str, problems: list[str]) -> pd.DataFrame:
-    """One measure as problems × methods, a prior beyond its range marked so."""
-    chosen = table[(table.measure == measure) & table.problem.isin(problems)].copy()
-    chosen["method"] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
-    order = dict.fromkeys(chosen.method)
-    return chosen.pivot(index="problem", columns="method", values="value").reindex(problems)[list(order)]
+def labelled(table: pd.DataFrame, columns: str, order: list[str], title: str) -> pd.DataFrame:
+    """Values of the long table, a line for each method and constraint, `order` of the named column across."""
+    chosen = table[table[columns].isin(order)].copy()
+    chosen[title] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
+    lines = list(dict.fromkeys(chosen[title]))
+    found = chosen.pivot(index=title, columns=columns, values="value").reindex(lines)
+    return found[[name for name in order if name in found]]
+
+
+def wide(table: pd.DataFrame, measure: str, problems: list[str], title: str = "method") -> pd.DataFrame:
+    """One measure as methods × problems, a prior beyond its range marked so."""
+    return labelled(table[table.measure == measure], "problem", problems, title)
+
+
+def by_method(table: pd.DataFrame, problem: str, measures: list[str]) -> pd.DataFrame:
+    """The named measures of one problem, a line for each method and constraint."""
+    return labelled(table[table.problem == problem], "measure", measures, problem)
 
 
 def label(method: str, constraint: str) -> str:
     """A method's name for readers."""
-    return NAMES[method] + (", relaxed" if constraint == "relaxed" else "")
+    name = NAMES.get(method) or f"{method.removeprefix('mixture_')} Gaussians"
+    return name + {"relaxed": ", relaxed", "mean": ", posterior mean"}.get(constraint, "")
 
 
 def markdown(table: pd.DataFrame, digits: int) -> str:
@@ -81,9 +99,10 @@ def markdown(table: pd.DataFrame, digits: int) -> str:
 
 def reconstructions(problems: list[str], x: np.ndarray, count: int) -> list[str]:
     """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
-    files = {NAMES[name]: name for name in ("minimum_norm", "lasso_dct", "pca")}
-    files |= {label(name, c): f"{name}_{c}" for c in ("range", "relaxed") for name in PRIORS}
-    arrays = {title: read_array(f"data/reconstructions/{file}.npy") for title, file in files.items()}
+    files = {label(name, ""): f"baselines/{name}" for name in ("minimum_norm", "lasso_dct", "gaussian", "pca")}
+    files[NAMES["discriminative"]] = "reconstructions/discriminative"
+    files |= {label(name, c): f"reconstructions/{name}_{c}" for c in ("range", "relaxed", "mean") for name in PRIORS}
+    arrays = {title: read_array(f"data/{file}.npy") for title, file in files.items()}
     written = []
     for problem in problems:
         found = {"truth": x[:count]}
@@ -99,7 +118,7 @@ def reconstructions(problems: list[str], x: np.ndarray, count: int) -> list[str]
 def posterior_pictures(problems: list[str], problem: str, x: np.ndarray, count: int) -> list[str]:
     """For each prior: truth, minimum norm, four posterior samples, their mean and standard deviation."""
     written = []
-    measured = read_array("data/reconstructions/minimum_norm.npy")[problems.index(problem)]
+    measured = read_array("data/baselines/minimum_norm.npy")[problems.index(problem)]
     for name in PRIORS:
         drawn = read_array(f"data/reconstructions/{name}_posterior.npy")[problems.index(problem)][:count]
         found = {"truth": x[: len(drawn)], NAMES["minimum_norm"]: measured[: len(drawn)]}
@@ -110,17 +129,30 @@ def posterior_pictures(problems: list[str], problem: str, x: np.ndarray, count: 
     return written
 
 
-def by_method(table: pd.DataFrame, problem: str, measures: list[str]) -> pd.DataFrame:
-    """The named measures of one problem, a line each method and constraint."""
-    chosen = table[(table.problem == problem) & table.measure.isin(measures)].copy()
-    chosen[problem] = [label(m, c) for m, c in zip(chosen.method, chosen.constraint, strict=True)]
-    order = list(dict.fromkeys(chosen[problem]))
-    return chosen.pivot(index=problem, columns="measure", values="value").reindex(order)[measures]
+def crossover(table: pd.DataFrame, counts: list[int]) -> pd.DataFrame:
+    """PSNR of compressed sensing, methods × numbers of measurements."""
+    found = wide(table, "psnr_db", [f"m_{m}" for m in counts], "measurements")
+    return found.set_axis([int(name.removeprefix("m_")) for name in found], axis=1)
 
 
-def write_page(table: pd.DataFrame, params: Params, reconstructed: list[str], posteriors: list[str]) -> None:
+def fewer_measurements(curves: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """How many times as many measurements the reference needs for a method's PSNR, interpolated in log m.
+
+    NaN where its whole curve lies above or below.
+    """
+    counts = np.log(curves.columns.to_numpy(dtype=float))
+    known = np.maximum.accumulate(curves.loc[reference].to_numpy())
+    needed = curves.apply(lambda row: np.interp(row, known, counts, left=np.nan, right=np.nan), axis=1, raw=True)
+    ratio = np.exp(needed - counts)
+    return ratio.drop(index=reference).rename_axis("times fewer")
+
+
+def write_page(
+    table: pd.DataFrame, curves: pd.DataFrame, params: Params, reconstructed: list[str], posteriors: list[str]
+) -> None:
     """The Markdown page."""
     problems = list(params.problems)
+    n = math.prod(params.extract_patches.patch_size)
 
     def of_priors(measure: str, digits: int, constraint: str) -> str:
         chosen = table[table.method.isin(PRIORS) & (table.constraint == constraint)]
@@ -140,17 +172,25 @@ def write_page(table: pd.DataFrame, params: Params, reconstructed: list[str], po
         "![PSNR of every method in every problem](psnr.png)",
         "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
         "true patch: no measurement can take a method that is confined to the range of G beyond it. `relaxed` is the "
-        "prior with its residual model.",
-        markdown(wide(table, "psnr_db", ["representation", *problems]), 2),
+        "prior with its residual model at the most probable code, `posterior mean` the average over all codes.",
+        markdown(wide(table, "psnr_db", ["representation", *problems], "PSNR [dB]"), 2),
         "Relative error:",
-        markdown(wide(table, "relative_error", ["representation", *problems]), 3),
+        markdown(wide(table, "relative_error", ["representation", *problems], "relative error"), 3),
         "Root mean square of K x̂ - y in units of the noise's sigma: 1 explains the measurement, more does not.",
-        markdown(wide(table, "residual_over_sigma", problems), 2),
+        markdown(wide(table, "residual_over_sigma", problems, "residual / sigma"), 2),
         *(f"![{name}]({name})" for name in reconstructed),
+        "## The crossover",
+        "![PSNR against the number of measurements](crossover.png)",
+        f"Compressed sensing with m of {n} measurements, {params.crossover.patches} patches, PSNR in dB. Confined to "
+        "its range, a generator wins where measurements are few and stops at its representation error:",
+        markdown(curves, 2),
+        "How many times as many measurements Lasso needs for the same error; empty where it has no such error within "
+        "these m:",
+        markdown(fewer_measurements(curves, NAMES["lasso_dct"]), 2),
         "## Where the errors come from",
         "Confined to the range, mean squared error × 1000 on top of the representation's: what measurement, noise and "
         "the latent prior add.",
-        markdown(1000 * wide(table, "added_mse", problems), 3),
+        markdown(1000 * wide(table, "added_mse", problems, "added error × 1000"), 3),
         "What the search leaves, in nats, against the best of a far longer one with 16 starts, on "
         f"{params.evaluate.solver_patches} patches; first confined to the range, then relaxed:",
         of_priors("solver_gap", 3, "range"),
@@ -159,8 +199,9 @@ def write_page(table: pd.DataFrame, params: Params, reconstructed: list[str], po
         of_priors("in_range_psnr_db", 2, "range"),
         of_priors("in_range_psnr_db", 2, "relaxed"),
         "## What the priors know",
-        "log p(x) of held-out patches in nats per pixel, its standard error over patches, the error of the Monte Carlo "
-        "estimate, and the median effective sample size as a share:",
+        "log p(x) of held-out patches in nats per pixel and its standard error over patches; for the learned priors "
+        "the error of the Monte Carlo estimate, and the median effective sample size of the Laplace proposal as a "
+        "share:",
         markdown(
             by_method(
                 table, "likelihood", ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
@@ -205,10 +246,13 @@ def main() -> None:
     posteriors = posterior_pictures(problems, params.report.posterior, x, params.report.pictures)
     pictures.sample_figure(TARGET / "samples.png", grids)
     pictures.curve_figure(TARGET / "curves.png", panels)
-    compared = table[~table.method.isin(["minimum_norm", "tikhonov"])]
-    pictures.bar_figure(TARGET / "psnr.png", wide(compared, "psnr_db", ["representation", *problems]), "PSNR [dB]")
+    compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed"])]
+    pictures.bar_figure(TARGET / "psnr.png", wide(compared, "psnr_db", ["representation", *problems]).T, "PSNR [dB]")
+    by_count = crossover(table[~table.method.isin(["minimum_norm", "tikhonov"])], params.crossover.measurements)
+    floors = by_method(table, "representation", ["psnr_db"]).psnr_db.to_dict()
+    pictures.crossover_figure(TARGET / "crossover.png", by_count, floors)
     write_csv(TARGET / "table.csv", table)
-    write_page(table, params, reconstructed, posteriors)
+    write_page(table, by_count, params, reconstructed, posteriors)
 
 
 if __name__ == "__main__":

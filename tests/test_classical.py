@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
+from skimage.restoration import denoise_tv_chambolle
 
 from genprior import classical
 from genprior.images import dct_basis
@@ -45,3 +47,75 @@ def test_linear_prior_is_stacked_least_squares(problem, latent_weight):
     z = np.linalg.lstsq(stacked, np.hstack([y - mean @ matrix.T, np.zeros((5, 4))]).T, rcond=None)[0].T
     found = classical.linear_prior(matrix, mean, components, y, latent_weight)
     np.testing.assert_allclose(found, mean + z @ components.T, atol=1e-8)
+
+
+def test_total_variation_of_denoising_is_scikit_images():
+    noisy = np.random.default_rng(0).normal(size=(3, 8, 8))
+    found = classical.total_variation(np.eye(64), (8, 8), noisy.reshape(3, 64), 0.3, iterations=3000)
+    for one, picture in zip(found, noisy, strict=True):
+        expected = denoise_tv_chambolle(picture, weight=0.3, eps=0, max_num_iter=20_000)
+        np.testing.assert_allclose(one.reshape(8, 8), expected, atol=2e-3)
+
+
+def test_total_variation_of_a_rotation_is_denoising():
+    """‖Q x - y‖ = ‖x - Qᵀ y‖ for an orthogonal Q."""
+    draw = np.random.default_rng(0)
+    rotation, y = dct_basis(6, 6), draw.normal(size=(4, 36))
+    found = classical.total_variation(rotation, (6, 6), y, 0.2, iterations=3000)
+    expected = classical.total_variation(np.eye(36), (6, 6), y @ rotation, 0.2, iterations=3000)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.fixture
+def mixture():
+    draw = np.random.default_rng(2)
+    factors = draw.normal(size=(3, 6, 6))
+    return classical.GaussianPrior(
+        np.array([0.5, 0.2, 0.3]), draw.normal(size=(3, 6)), factors @ factors.swapaxes(1, 2)
+    )
+
+
+def test_conditioning_a_gaussian_is_conditioning_the_joint(mixture):
+    draw = np.random.default_rng(3)
+    matrix, y = draw.normal(size=(4, 6)), draw.normal(size=(5, 4))
+    mean, covariance = mixture.mean[0], mixture.covariance[0]
+    alone = classical.GaussianPrior(np.ones(1), mean[None], covariance[None])
+    # precision form, which inverts other matrices
+    precision = np.linalg.inv(covariance) + matrix.T @ matrix / 0.3**2
+    expected = np.linalg.solve(precision, (np.linalg.solve(covariance, mean) + y @ matrix / 0.3**2).T).T
+    estimate, evidence = alone.condition(matrix, y, 0.3)
+    np.testing.assert_allclose(estimate, expected, atol=1e-8)
+    law = multivariate_normal(matrix @ mean, matrix @ covariance @ matrix.T + 0.09 * np.eye(4))
+    np.testing.assert_allclose(evidence, law.logpdf(y))
+
+
+def test_conditioning_a_mixture_is_importance_sampling(mixture):
+    draw = np.random.default_rng(4)
+    matrix, sigma = draw.normal(size=(2, 6)), 1.0
+    component = draw.choice(3, size=400_000, p=mixture.weight)
+    factors = np.linalg.cholesky(mixture.covariance)
+    x = mixture.mean[component] + np.einsum("sij,sj->si", factors[component], draw.normal(size=(len(component), 6)))
+    y = np.array([[0.5, -1.0]])
+    likelihood = multivariate_normal(np.zeros(2), sigma**2 * np.eye(2)).pdf(y - x @ matrix.T)
+    estimate, evidence = mixture.condition(matrix, y, sigma)
+    assert evidence[0] == pytest.approx(np.log(likelihood.mean()), abs=0.03)
+    np.testing.assert_allclose(estimate[0], likelihood @ x / likelihood.sum(), atol=0.05)
+
+
+def test_shrinking_keeps_the_pooled_covariance(mixture):
+    pooled = np.einsum("j,jab->ab", mixture.weight, mixture.covariance)
+    shrunk = mixture.shrunk(0.3)
+    np.testing.assert_allclose(np.einsum("j,jab->ab", shrunk.weight, shrunk.covariance), pooled)
+    np.testing.assert_allclose(mixture.shrunk(1.0).covariance, np.broadcast_to(pooled, (3, 6, 6)))
+
+
+def test_fitted_mixture_finds_the_clusters(mixture):
+    draw = np.random.default_rng(5)
+    centres = np.array([[3.0] * 9, [-3.0] * 9])
+    chosen = draw.choice(2, size=4000, p=[0.7, 0.3])
+    x = centres[chosen] + draw.normal(size=(4000, 9)) * np.linspace(0.2, 1, 9)
+    fitted = classical.fit_gaussian_prior(x, dct_basis(3, 3), 2, 50, 0)
+    order = fitted.weight.argsort()[::-1]
+    np.testing.assert_allclose(fitted.weight[order], [0.7, 0.3], atol=0.03)
+    np.testing.assert_allclose(fitted.mean[order], centres, atol=0.15)
+    np.testing.assert_allclose(fitted.covariance[0], np.diag(np.linspace(0.2, 1, 9) ** 2), atol=0.1)

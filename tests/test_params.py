@@ -44,6 +44,9 @@ BAD = [
     ("problems.denoise.sigma", 0, "problems.denoise.sigma = 0"),
     ("problems.inpaint.missing", 1.0, "problems.inpaint.missing = 1.0"),
     ("problems.super_resolution.factor", 5, "problems.super_resolution.factor = 5"),
+    ("crossover.measurements", [10, 5], "crossover.measurements = [10, 5]"),
+    ("baselines.mixture_patches", 20, "baselines.mixture_patches = 20"),
+    ("baselines.mixture_shrinkages", [1.5], "baselines.mixture_shrinkages.0 = 1.5"),
     ("evaluate.latent_weight", -0.1, "evaluate.latent_weight = -0.1"),
     ("problems", {}, "problems"),
     ("sample", None, "sample"),
@@ -63,6 +66,14 @@ def test_bad_value_is_refused_in_one_line_that_names_the_key(values, tmp_path, k
         load_params(file)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_problem_of_a_reserved_name_is_refused(values, tmp_path):
+    values["problems"]["m_10"] = values["problems"]["cs_10"]
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=r"problems\.m_10"):
+        load_params(file)
 
 
 def test_missing_key_is_named(values, tmp_path):

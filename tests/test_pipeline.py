@@ -56,7 +56,7 @@ def test_params_are_the_blocks_that_the_script_reads(name):
     for node in ast.walk(source):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params":
             read.add(node.attr)
-    read.discard("model_copy")
+    read -= {"model_copy", "crossover_problems"}
     listed = {param.split(".")[0] for param in STAGES[name]["params"]}
     assert read <= listed
     assert listed - read <= {"seed", "device", "threads"}
@@ -99,7 +99,11 @@ def tiny(values: dict) -> dict:
     values["evaluate"] |= {"patches": 8, "range": quick, "relaxed": quick, "solver_patches": 1}
     values["evaluate"] |= {"posterior_patches": 2, "posterior_samples": 20, "likelihood_patches": 2}
     values["residual"] |= {"steps": 3, "batch_size": 16}
+    values["evaluate"]["mean_samples"] = 20
+    values["crossover"] |= {"measurements": [3, 6], "patches": 4}
     values["baselines"] |= {"validation_patches": 8, "tikhonov_weights": [0.1], "lasso_weights": [0.01]}
+    values["baselines"] |= {"tv_weights": [0.01], "mixture_components": [2], "mixture_patches": 200}
+    values["train_discriminative"] |= {"steps": 3, "batch_size": 16}
     values["report"]["pictures"] = 4
     return values
 

@@ -6,16 +6,18 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from genprior.classical import fit_gaussian_prior
 from genprior.images import dct_basis
 from genprior.losses import gaussian_log_likelihood
 from genprior.networks import Encoder
-from genprior.params import Network, Residual, TrainAE, TrainGAN, TrainVAE
+from genprior.operators import pose
+from genprior.params import CompressedSensing, Network, Residual, TrainAE, TrainDiscriminative, TrainGAN, TrainVAE
 from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
 from genprior.prior import elbo_terms
 from genprior.quality import psnr_db, squared_mmd
 from genprior.stage import write_array
 from genprior.training import fit_residual
-from stages import train_ae, train_gan, train_vae
+from stages import train_ae, train_discriminative, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
 
@@ -161,6 +163,25 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     assert fitted > flat
     ratio = (residual.square() / variance).mean()
     assert 0.5 < ratio < 2
+
+
+def test_network_for_one_problem_goes_on_from_the_linear_gaussian(patches):
+    """Its last layer silenced, it is the Gaussian's posterior mean; trained, it beats that."""
+    x = to_unit(patches)
+    gaussian = fit_gaussian_prior(x.flatten(1).double().numpy(), dct_basis(8, 8), 1, 1, 0)
+    prior = torch.from_numpy(gaussian.mean[0]), torch.from_numpy(gaussian.covariance[0])
+    sensing = CompressedSensing(operator="gaussian", measurements=5, sigma=0.01)
+    problem = pose({"sensing": sensing}, x, 0)[0]
+    torch.manual_seed(0)
+    settings = TrainDiscriminative(steps=300, batch_size=128, lr=0.003, hidden=[64])
+    network = train_discriminative.train(problem, patches, settings, prior, 0)
+    trained = (network(problem.y) - x).square().mean()
+    network.network[-1].weight.zero_()
+    network.network[-1].bias.zero_()
+    linear = network(problem.y)
+    expected, _ = gaussian.condition(problem.operator.matrix.double().numpy(), problem.y.double().numpy(), 0.01)
+    torch.testing.assert_close(linear.flatten(1).double(), torch.from_numpy(expected), rtol=0, atol=1e-3)
+    assert trained < 0.8 * (linear - x).square().mean()
 
 
 def test_same_seed_same_weights(patches):

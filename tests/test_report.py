@@ -1,0 +1,36 @@
+"""What the report makes of the long table."""
+
+import numpy as np
+import pandas as pd
+
+from stages import report
+
+
+def test_fewer_measurements_is_the_shift_between_curves():
+    counts = np.array([5, 10, 20, 40, 80, 160])
+    psnr = lambda m: 10 + 4 * np.log2(m)  # noqa: E731
+    curves = pd.DataFrame([psnr(counts), psnr(4 * counts)], index=["lasso", "prior"], columns=counts)
+    ratio = report.fewer_measurements(curves, "lasso")
+    assert list(ratio.index) == ["prior"]
+    np.testing.assert_allclose(ratio.loc["prior", [5, 10, 20, 40]], 4)
+    assert ratio.loc["prior", [80, 160]].isna().all()  # Lasso never gets there
+
+
+def test_lines_are_named_and_keep_their_order():
+    table = pd.DataFrame(
+        [
+            ("vae", "a", "mean", "psnr_db", 1.0),
+            ("vae", "a", "range", "psnr_db", 2.0),
+            ("mixture_7", "b", "none", "psnr_db", 3.0),
+            ("mixture_7", "b", "none", "mse", 4.0),
+        ],
+        columns=["method", "problem", "constraint", "measure", "value"],
+    )
+    found = report.wide(table, "psnr_db", ["b", "a"], "PSNR")
+    assert list(found.index) == ["VAE, posterior mean", "VAE", "7 Gaussians"]
+    assert list(found.columns) == ["b", "a"]
+    assert report.markdown(found, 1).splitlines()[:3] == [
+        "| PSNR | b | a |",
+        "| --- | --- | --- |",
+        "| VAE, posterior mean |  | 1.0 |",
+    ]

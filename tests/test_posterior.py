@@ -233,7 +233,15 @@ def test_calibration_of_a_trained_decoder(patches):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", ["denoise", "cs_10", "cs_50"])
-@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ae",
+        "vae",
+        # more modes than a population of 300 finds; once it passes, this mark has to go
+        pytest.param("gan", marks=pytest.mark.xfail(strict=True, raises=AssertionError)),
+    ],
+)
 def test_calibration_of_the_pipelines_priors(params, name, problem):
     """At length, on what `make repro` trained."""
     path = ROOT / "data" / "models" / f"{name}.safetensors"

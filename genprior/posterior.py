@@ -210,7 +210,8 @@ def _move(
     """
     mean = z.mean(1, keepdim=True)
     covariance = (z - mean).mT @ (z - mean) / z.shape[1]
-    covariance.diagonal(dim1=1, dim2=2).add_(1e-6)  # samples may coincide
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    diagonal += 1e-3 * diagonal.mean(1, keepdim=True) + 1e-8  # samples may be fewer than codes, or coincide
     factor = torch.linalg.cholesky(covariance)
     white = torch.linalg.solve_triangular(factor, (z - mean).mT, upper=False).mT
     travelled = 0.0

@@ -12,7 +12,7 @@ from genprior.images import dct_basis
 from genprior.inversion import RangeEnergy, RelaxedEnergy, _by_parts, search
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
-from genprior.posterior import IMPORTANCE, TEMPERED, sample_posterior
+from genprior.posterior import IMPORTANCE, TEMPERED, sample_posterior, tempered_smc
 from genprior.prior import load_prior
 from stages import train_vae
 
@@ -218,6 +218,25 @@ def test_calibration_by_simulation(draw, minimum_effective):
     squeezed = (50 + 0.7 * (ranks - 50)).round()  # ranks of a posterior that is too wide: the test can fail
     with pytest.raises(AssertionError):
         assert_uniform(squeezed, 99)
+
+
+def test_tempering_survives_fewer_samples_than_codes(draw):
+    """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
+    torch.set_default_dtype(torch.float32)
+    k, basis = 24, BASIS.float()
+    weight = torch.randn(N, k, generator=draw)
+    energy = RelaxedEnergy(
+        lambda z: (50 * torch.tanh(z @ weight.T), torch.full((len(z), N), 1e-4)),
+        basis,
+        SHAPE,
+        Identity(),
+        torch.randn(3, 1, *SHAPE, generator=draw),
+        1e-3,
+    )
+    z, evidence, error = tempered_smc(energy, torch.randn(3, 20, k, generator=draw), draw)
+    assert z.isfinite().all()
+    assert evidence.isfinite().all()
+    assert (error > 0).all()
 
 
 def test_calibration_of_a_trained_decoder(patches):

@@ -23,11 +23,16 @@ LOG_2_PI = math.log(2 * math.pi)
 class Energy(Protocol):
     """What a solver asks of a batch of N problems; `rows` (P,) says which problem each code of z (P, k) belongs to."""
 
+    y: Tensor  # the measurements, (N, ...)
     chunk: int  # how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
     model_chunk: int  # and to `model`, whose temporaries are larger
 
-    def value(self, z: Tensor, rows: Tensor) -> Tensor:
-        """The energy of each code: (P,)."""
+    def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The energy of each code: (P,).
+
+        With noise s (P,), up to a constant of each problem and s, as if y held a further error, s times as large in
+        variance as what the prior and the measurement leave open at its centre z = 0.
+        """
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The energy of each code and its gradient: (P,) and (P, k)."""
@@ -89,8 +94,12 @@ class RangeEnergy:
         else:
             self.forward = lambda z: operator.A(decode(z)).flatten(1)  # K G(z): (P, k) -> (P, m)
 
-    def value(self, z: Tensor, rows: Tensor) -> Tensor:
-        misfit = (self.forward(z) - self.y[rows]).square().sum(1) / self.sigma**2
+    def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
+        squared = (self.forward(z) - self.y[rows]).square().sum(1)
+        if noise is None:
+            misfit = squared / self.sigma**2
+        else:
+            misfit = squared / (self.sigma**2 * (1 + noise)) + self.y.shape[1] * torch.log1p(noise)
         return 0.5 * (misfit + self.latent_precision * z.square().sum(1)) + self.constant
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,10 +140,15 @@ class RelaxedEnergy:
         if hasattr(operator, "A_adjoint"):
             self.matrix = as_matrix(operator, shape, basis) @ basis
             self._use_orthogonal_columns()
-        # B diag(v) Bᵀ for all codes as one matrix product: products of K U's rows, (n, m²), where they are few
+        # B diag(v) Bᵀ for all codes as one matrix product: products of K U's rows, (n, m(m + 1)/2), where they are few
         self.products = None
         if self.matrix is not None and self.diagonal is None and len(self.matrix) <= 128:
-            self.products = torch.einsum("in,jn->nij", self.matrix, self.matrix).flatten(1)
+            m = len(self.matrix)
+            i, j = torch.tril_indices(m, m, device=self.matrix.device)
+            self.products = (self.matrix[i] * self.matrix[j]).T.contiguous()
+            place = torch.empty(m, m, dtype=torch.long, device=self.matrix.device)
+            place[i, j] = place[j, i] = torch.arange(len(i), device=place.device)
+            self.unpacked = place.flatten()  # where each entry of S stands among the products
         self._size_chunks()
 
     def _size_chunks(self) -> None:
@@ -173,24 +187,22 @@ class RelaxedEnergy:
 
         return with_columns(forward, c)
 
-    def _factors(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _factors(self, rows: Tensor, c: Tensor, v: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         """Residual r (P, m), Jacobian B of K U, and the Cholesky factor L of S (P, m, m)."""
         predicted, matrix = self._linearise(c)
         if self.products is not None:
-            covariance = (v @ self.products).unflatten(1, (len(matrix), -1))
+            covariance = (v @ self.products).index_select(1, self.unpacked).unflatten(1, (len(matrix), -1))
         else:
             covariance = (matrix * v[:, None, :]) @ matrix.mT
-        covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
-        factor, failed = torch.linalg.cholesky_ex(covariance)
-        # A failed factor is not to be trusted: its problem's energy becomes NaN, which no solver accepts.
-        factor = torch.where((failed > 0)[:, None, None], torch.nan, factor)
-        return self.y[rows] - predicted, matrix, factor
+        variance = self.sigma**2 if noise is None else (self.sigma**2 * (1 + noise))[:, None]
+        covariance.diagonal(dim1=1, dim2=2).add_(variance)
+        return self.y[rows] - predicted, matrix, _cholesky(covariance)
 
-    def _whitened(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _whitened(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W = L⁻¹B (P, m, n), L⁻¹r (P, m, 1) and L (P, m, m)."""
-        residual, matrix, factor = self._factors(z, rows, c, v)
+        residual, matrix, factor = self._factors(rows, c, v)
         # L⁻¹, then products with it: several times as fast as solving for every column of B
-        identity = torch.eye(factor.shape[1], dtype=z.dtype, device=z.device).expand_as(factor)
+        identity = torch.eye(factor.shape[1], dtype=c.dtype, device=c.device).expand_as(factor)
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
         return inverse @ matrix, inverse @ residual.unsqueeze(2), factor
 
@@ -198,16 +210,19 @@ class RelaxedEnergy:
         constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
         return 0.5 * (misfit + log_determinant + z.square().sum(1)) + constant
 
-    def _variance(self, v: Tensor) -> Tensor:
+    def _variance(self, v: Tensor, noise: Tensor | None = None) -> Tensor:
         """The diagonal of S where it is diagonal: (P, n), 1 where nothing is seen."""
-        return torch.where(self.seen, self.diagonal**2 * v + self.sigma**2, 1.0)
+        added = self.sigma**2 if noise is None else (self.sigma**2 * (1 + noise))[:, None]
+        return torch.where(self.seen, self.diagonal**2 * v + added, 1.0)
 
-    def value(self, z: Tensor, rows: Tensor) -> Tensor:
+    def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         c, v = self.moments(z)
+        if noise is not None:
+            v = v + noise[:, None] * self.moments(torch.zeros_like(z[:1]))[1]
         if self.diagonal is not None:
-            variance, residual = self._variance(v), self.y[rows] - self.diagonal * c
+            variance, residual = self._variance(v, noise), self.y[rows] - self.diagonal * c
             return self._energy(z, rows, (residual.square() / variance).sum(1), variance.log().sum(1))
-        residual, _, factor = self._factors(z, rows, c, v)
+        residual, _, factor = self._factors(rows, c, v, noise)
         white = torch.linalg.solve_triangular(factor, residual.unsqueeze(2), upper=False)
         return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
 
@@ -224,7 +239,7 @@ class RelaxedEnergy:
             a, p = self.diagonal * residual / s, self.diagonal**2 / s
             energy = self._energy(z.detach(), rows, (residual.square() / s).sum(1), s.log().sum(1))
         else:
-            w, white, factor = self._whitened(z, rows, mean, variance)
+            w, white, factor = self._whitened(rows, mean, variance)
             a, p = (white.mT @ w).squeeze(1), w.square().sum(1)
             energy = self._energy(z.detach(), rows, white.square().sum((1, 2)), _log_determinant(factor))
         with torch.enable_grad():  # what has the energy's gradient
@@ -241,7 +256,7 @@ class RelaxedEnergy:
             fisher = mean_jacobian.mT @ (p.unsqueeze(2) * mean_jacobian)
             fisher += 0.5 * variance_jacobian.mT @ (p.square().unsqueeze(2) * variance_jacobian)
         else:
-            w, white, _ = self._whitened(z, rows, c, v)
+            w, white, _ = self._whitened(rows, c, v)
             a = (white.mT @ w).squeeze(1)
             projected = w @ mean_jacobian
             precision = w.mT @ w
@@ -261,7 +276,7 @@ class RelaxedEnergy:
         if self.diagonal is not None:
             residual = self.y[rows] - self.diagonal * start - (0 if noise is None else noise)
             return start + v * self.diagonal * residual / self._variance(v)
-        residual, matrix, factor = self._factors(z, rows, c, v)
+        residual, matrix, factor = self._factors(rows, c, v)
         # K is linear, or taken as linear around G(z): K start = K G(z) + B (start - c).
         residual = residual - ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1) - (0 if noise is None else noise)
         solved = torch.cholesky_solve(residual.unsqueeze(2), factor)
@@ -281,6 +296,24 @@ class RelaxedEnergy:
         start = c + v.sqrt() * torch.randn(c.shape, generator=generator, dtype=c.dtype).to(c.device)
         noise = self.sigma * torch.randn(self.y[rows].shape, generator=generator, dtype=c.dtype).to(c.device)
         return (self._gain(z, rows, c, v, noise, start) @ self.basis.T).reshape(-1, 1, *self.shape)
+
+
+def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:
+    """The lower factor of each matrix (P, m, m), NaN where there is none, which no solver accepts as an energy.
+
+    Halves above `largest`, so that matrix products do most of the work: at m = 100 on a CPU in half LAPACK's time.
+    """
+    m = covariance.shape[1]
+    if m <= largest:
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        return torch.where((failed > 0)[:, None, None], torch.nan, factor) if failed.any() else factor
+    factor, half = torch.zeros_like(covariance), m // 2
+    corner = factor[:, :half, :half] = _cholesky(covariance[:, :half, :half], largest)
+    below = torch.linalg.solve_triangular(corner, covariance[:, :half, half:], upper=False)
+    factor[:, half:, :half] = below.mT
+    rest = torch.baddbmm(covariance[:, half:, half:], below.mT, below, alpha=-1)
+    factor[:, half:, half:] = _cholesky(rest, largest)
+    return factor
 
 
 def _log_determinant(factor: Tensor) -> Tensor:
@@ -341,7 +374,7 @@ def fisher_scoring(
 
     Step d: (F + μ diag F) d = -g with the Fisher matrix F; μ follows the gain ratio (Nielsen 1999, report
     IMM-REP-1999-05, equation 2.4; Marquardt 1963 for diag F). F is computed anew after every `refresh` accepted steps
-    or three refusals; between, gradients alone correct it, at a tenth of the cost (`_secant`); refresh = 1 is plain
+    or three refusals; between, gradients alone correct it, at a third of the cost (`_secant`); refresh = 1 is plain
     Fisher scoring. A code has converged once a step promises less than `tolerance` (1 + |energy|). Returns the best
     codes, their energies (inf where even the start has none), and the index of each one's STATUS.
     """

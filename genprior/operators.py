@@ -212,6 +212,10 @@ class Measured:
     sigma: float
     y: Tensor
 
+    def residual_over_sigma(self, estimate: Tensor) -> float:
+        """Root mean square of K x̂ - y in units of sigma, x̂ (N, 1, h, w): about 1 where x̂ explains y, not its noise."""
+        return (self.operator.A(estimate) - self.y).square().mean().sqrt().item() / self.sigma
+
 
 def pose(problems: dict[str, Problem], x: Tensor, seed: int) -> list[Measured]:
     """Measure patches x (N, 1, h, w) by every problem.

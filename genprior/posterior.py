@@ -1,8 +1,8 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
 A Laplace mixture at the best modes proposes and importance sampling weighs, which gives the effective sample size and
-the evidence p(y). Trained decoders are often too curved for that: then sequential Monte Carlo tempers from the prior to
-the posterior, which finds what no mode stands for, and a proposal fitted to its samples is weighed in turn.
+the evidence p(y). Trained decoders are often too curved for that: then sequential Monte Carlo goes from the prior to
+the posterior along two paths, which finds what no mode stands for.
 """
 
 import math
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from genprior.inversion import LOG_2_PI, Energy, Modes, _by_parts
 
-IMPORTANCE, TEMPERED = "importance sampling", "tempered SMC"
+IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
+TEMPERING, FADING = "tempered likelihood", "fading error"
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,19 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     )
 
 
-def log_joint(energy: Energy, z: Tensor) -> Tensor:
-    """log p(y, z) under the latent's standard normal: (N, S, k) -> (N, S); -inf where it is not finite."""
+def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
+    """log p(y, z) under the latent's standard normal: (N, S, k) -> (N, S); -inf where it is not finite.
+
+    With noise, as if y held white noise of variance (N,) beside its own.
+    """
     problems, samples, k = z.shape
     rows = torch.arange(problems, device=z.device).repeat_interleave(samples)
-    value = _by_parts(energy.value, z.reshape(-1, k), rows, energy.chunk).reshape(problems, samples)
+    codes = z.reshape(-1, k)
+    if noise is None:
+        value = _by_parts(energy.value, codes, rows, energy.chunk)
+    else:
+        value = _by_parts(lambda z, rows: energy.value(z, rows, noise[rows]), codes, rows, energy.chunk)
+    value = value.reshape(problems, samples)
     return torch.where(value.isfinite(), -value - k / 2 * LOG_2_PI, -torch.inf)
 
 
@@ -120,7 +129,7 @@ def sample_posterior(
     """Samples of p(z | y) and the evidence of every problem, from the modes that `search` found.
 
     log p(y) = log mean w, w = p(y, z) / q(z), with standard error ((1/ESS - 1) / S)^½ (delta method), ESS the
-    effective share (Σw)² / (S Σw²). Problems where it is below `minimum_effective` go through `tempered_smc`: a few
+    effective share (Σw)² / (S Σw²). Problems where it is below `minimum_effective` go through `smc`: a few
     samples that carry the weight look more alike than the posterior is, and hide what the modes do not stand for.
     """
     proposal = laplace_mixture(energy, modes)
@@ -131,10 +140,10 @@ def sample_posterior(
     z = _take(z, _resample(log_weight, generator))
     poor = effective < minimum_effective
     if poor.any():
-        z[poor], evidence[poor], error[poor] = tempered_smc(
+        z[poor], evidence[poor], error[poor] = smc(
             _Rows(energy, poor.nonzero().squeeze(1)), _normal(z[poor], generator), generator
         )
-    return Posterior(z, evidence, error, effective, [TEMPERED if bad else IMPORTANCE for bad in poor.tolist()])
+    return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,56 +166,138 @@ def _take(z: Tensor, index: Tensor) -> Tensor:
     return z.gather(1, index[..., None].expand_as(z))
 
 
-def tempered_smc(
-    energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float = 2.5, most: int = 200
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential Monte Carlo along p(z) p(y | z)^β, from samples of the prior to as many of the posterior: (N, S, k).
+def smc(energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequential Monte Carlo from samples of the prior to as many of the posterior, (N, S, k), along two paths.
 
-    Each step raises β as far as the weights keep half their effective size, resamples, and moves all samples until
-    they are `refreshed` that many times (`_move`). β ends at 1 after `most` steps at the latest. Returns the samples,
-    log p(y) and its standard error (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th; neither
-    knows of a mode that no sample found.
-    Del Moral et al. 2006, section 3; β: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
+    Tempering, p(z) p(y | z)^β, is blind to codes whose S(z) is narrow, worth nothing until β is near 1. A fading
+    error, p(z) N(y; K G(z), S(z) + s S(0)), sees them, but goes astray where y is far from all that the prior draws.
+    Each path estimates p(y) without bias, so their mean does too; samples come from both in proportion.
+    Returns the samples, log p(y) and its standard error: of the two paths' own, or of their difference where that is
+    more. None of it knows of a mode that no sample found.
+    """
+    paths = [annealed_smc(energy, z, generator, refreshed, path) for path in (TEMPERING, FADING)]
+    evidence = torch.stack([evidence for _, evidence, _ in paths])
+    share = evidence.softmax(0)
+    # The shares in turn, not at random: as many samples of each path as its share says, to within one.
+    count = z.shape[1]
+    first = (share[0] * count + torch.rand(len(z), generator=generator).to(z)).floor()
+    fading = torch.arange(count, device=z.device) >= first[:, None]
+    mixed = torch.where(fading[..., None], paths[1][0], paths[0][0])
+    own = (share * torch.stack([error for *_, error in paths])).square().sum(0).sqrt()
+    return mixed, evidence.logsumexp(0) - math.log(2), torch.maximum(own, (share[0] - share[1]).abs())
+
+
+def annealed_smc(
+    energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float, path: str, most: int = 200
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequential Monte Carlo along one of `smc`'s paths: samples (N, S, k), log p(y) and its standard error (N,).
+
+    Each step goes about as far as the weights keep half their effective size, resamples, and moves the samples until
+    they are `refreshed` that many times (`_move`); the last of at most `most` steps goes to the end. The error is
+    (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th.
+    Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     z, count = z.clone(), z.shape[1]
-    likelihood = _log_likelihood(energy, z)
-    evidence, beta, reach = z.new_zeros(len(z)), z.new_zeros(len(z)), z.new_full((len(z),), 0.7)
+    evidence, reach, power, noise = z.new_zeros(len(z)), z.new_full((len(z),), 0.7), *z.new_zeros(2, len(z))
+    if path == TEMPERING:
+        likelihood = _log_likelihood(energy, z, noise)
+    else:
+        power, noise = power + 1, noise + 1e8  # which tells no code from another
+        likelihood = torch.zeros_like(z[..., 0])
+    factor = z.new_full((len(z),), 100.0)  # by which the next step lowers the noise
     founder = torch.arange(count, device=z.device).repeat(len(z), 1)
-    live = torch.arange(len(z), device=z.device)  # problems that have not arrived at β = 1
+    live = torch.arange(len(z), device=z.device)  # problems that have not arrived
     for step in range(most):
-        raised = torch.ones_like(beta[live]) if step == most - 1 else _next_beta(likelihood[live], beta[live])
-        log_weight = _tempered(likelihood[live], raised - beta[live])
+        part, last = _Rows(energy, live), step == most - 1
+        if path == TEMPERING:
+            raised = torch.ones_like(power[live]) if last else _next_power(likelihood[live], power[live])
+            log_weight, power[live] = _powered(likelihood[live], raised - power[live]), raised
+        else:
+            lower, noise[live], factor[live] = _lower(part, z[live], likelihood[live], noise[live], factor[live], last)
+            log_weight, likelihood[live] = _change(lower, likelihood[live]), lower
         evidence[live] += _mean_and_effective(log_weight)[0]
-        beta[live] = raised
         index = _resample(log_weight, generator)
         z[live], founder[live] = _take(z[live], index), founder[live].gather(1, index)
-        likelihood[live] = likelihood[live].gather(1, index)
         z[live], likelihood[live], reach[live] = _move(
-            _Rows(energy, live), z[live], likelihood[live], raised, reach[live], generator, refreshed
+            part,
+            z[live],
+            likelihood[live].gather(1, index),
+            power[live],
+            noise[live],
+            reach[live],
+            generator,
+            refreshed,
         )
-        live = live[raised < 1]
+        live = live[(power[live] < 1) | (noise[live] > 0)]
         if len(live) == 0:
             break
-    share = torch.zeros_like(likelihood).scatter_add_(1, founder, torch.full_like(likelihood, 1 / count))
+    share = torch.zeros_like(z[..., 0]).scatter_add_(1, founder, torch.full_like(z[..., 0], 1 / count))
     return z, evidence, share.square().sum(1).sqrt()
+
+
+def _next_power(likelihood: Tensor, power: Tensor, share: float = 0.5) -> Tensor:
+    """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,)."""
+    low, high = power.clone(), torch.ones_like(power)
+    for _ in range(40):
+        middle = (low + high) / 2
+        fine = _mean_and_effective(_powered(likelihood, middle - power))[1] >= share
+        low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
+    return torch.where(high == 1, 1.0, low)
+
+
+def _lower(
+    energy: Energy, z: Tensor, likelihood: Tensor, noise: Tensor, factor: Tensor, last: bool, share: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The likelihoods (N, S) with less noise, each problem's noise, and the factor to try after it, (N,) each.
+
+    No noise where that leaves the weights their effective share, or where this is the last step; else noise / factor,
+    with the root of the factor tried, and of that, where it leaves too little.
+    """
+    lower = _log_likelihood(energy, z, torch.zeros_like(noise))
+    effective = _mean_and_effective(_change(lower, likelihood))[1]
+    done = effective >= share
+    if last:
+        return lower, torch.zeros_like(noise), factor
+    todo, factor = (~done).nonzero().squeeze(1), factor.clone()
+    for _ in range(20):
+        if len(todo) == 0:
+            break
+        lower[todo] = _log_likelihood(_Rows(energy, todo), z[todo], noise[todo] / factor[todo])
+        effective[todo] = _mean_and_effective(_change(lower[todo], likelihood[todo]))[1]
+        todo = todo[~(effective[todo] >= 0.6 * share)]
+        factor[todo] = factor[todo].sqrt()
+    # The weights' log variance, about -log of the share, grows as the square of the step in log noise.
+    wished = (math.log(share) / effective.clamp(1e-3, 0.95).log()).sqrt().clamp(0.5, 2.0)
+    return lower, torch.where(done, 0.0, noise / factor), factor**wished
+
+
+def _powered(likelihood: Tensor, power: Tensor) -> Tensor:
+    """β log p(y | z), -inf where p(y | z) = 0 whatever β: (N, S)."""
+    return torch.where(likelihood == -torch.inf, -torch.inf, power[:, None] * likelihood)
+
+
+def _change(new: Tensor, old: Tensor) -> Tensor:
+    """log of the ratio of two likelihoods, -inf where the new one is 0."""
+    return torch.where(new == -torch.inf, -torch.inf, new - old)
 
 
 def _move(
     energy: Energy,
     z: Tensor,
     likelihood: Tensor,
-    beta: Tensor,
+    power: Tensor,
+    noise: Tensor,
     reach: Tensor,
     generator: torch.Generator,
     refreshed: float,
-    most_moves: int = 30,
+    most_moves: int = 100,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Metropolis moves of samples (N, S, k) of p(z) p(y | z)^β; new samples, log p(y | z), and ρ (N,).
+    """Metropolis moves of samples (N, S, k) of p(z) p(y | z, noise)^power; samples, log p(y | z, noise), reach (N,).
 
     z' = μ + (1 - ρ²)^½ (z - μ) + ρ C^½ ξ leaves N(μ, C), the samples' own mean and covariance, as it is, and is
-    accepted by how the target differs from it: independent draws where it is Gaussian, small steps where it is not;
-    ρ follows the acceptance. Moves go on until Σ ρ² · acceptance, 1 for a fresh sample, has reached `refreshed` on
-    the average of the problems.
+    accepted by how the target differs from it: independent draws where it is Gaussian, small steps where it is not.
+    ρ = reach e^(-2u), u uniform, has steps for narrow modes and for wide ones; the reach follows the acceptance.
+    Each problem's moves end once Σ ρ² · acceptance, 1 for a fresh sample, has reached `refreshed`.
     """
     mean = z.mean(1, keepdim=True)
     covariance = (z - mean).mT @ (z - mean) / z.shape[1]
@@ -214,24 +305,25 @@ def _move(
     diagonal += 1e-3 * diagonal.mean(1, keepdim=True) + 1e-8  # samples may be fewer than codes, or coincide
     factor = torch.linalg.cholesky(covariance)
     white = torch.linalg.solve_triangular(factor, (z - mean).mT, upper=False).mT
-    travelled = 0.0
+    travelled = torch.zeros_like(reach)
+    todo = torch.arange(len(z), device=z.device)
     for _ in range(most_moves):
-        rho = reach[:, None, None]
-        moved = (1 - rho.square()).sqrt() * white + rho * _normal(white, generator)
-        proposed = mean + moved @ factor.mT
-        proposed_likelihood = _log_likelihood(energy, proposed)
-        log_accept = _tempered(proposed_likelihood, beta) - _tempered(likelihood, beta)
-        log_accept += 0.5 * (z.square() - proposed.square() + moved.square() - white.square()).sum(2)
-        uniform = torch.rand(log_accept.shape, generator=generator, dtype=z.dtype).to(z.device)
-        accepted = uniform.log() < log_accept  # false for NaN
-        z = torch.where(accepted[..., None], proposed, z)
-        white = torch.where(accepted[..., None], moved, white)
-        likelihood = torch.where(accepted, proposed_likelihood, likelihood)
-        acceptance = accepted.to(z.dtype).mean(1)
-        travelled += (acceptance * reach.square()).mean().item()
-        if travelled >= refreshed:
+        old, old_white = z[todo], white[todo]
+        rho = reach[todo, None] * torch.exp(-2 * torch.rand(old.shape[:2], generator=generator).to(z))
+        moved = (1 - rho.square()).sqrt()[..., None] * old_white + rho[..., None] * _normal(old, generator)
+        proposed = mean[todo] + moved @ factor[todo].mT
+        proposed_likelihood = _log_likelihood(_Rows(energy, todo), proposed, noise[todo])
+        log_accept = _powered(_change(proposed_likelihood, likelihood[todo]), power[todo])
+        log_accept += 0.5 * (old.square() - proposed.square() + moved.square() - old_white.square()).sum(2)
+        accepted = torch.rand(log_accept.shape, generator=generator).to(z).log() < log_accept  # false for NaN
+        z[todo] = torch.where(accepted[..., None], proposed, old)
+        white[todo] = torch.where(accepted[..., None], moved, old_white)
+        likelihood[todo] = torch.where(accepted, proposed_likelihood, likelihood[todo])
+        travelled[todo] += torch.where(accepted, rho.square(), 0.0).mean(1)
+        reach[todo] = (reach[todo] * (2 * accepted.to(z).mean(1) - 0.6).exp()).clamp(0.02, 0.999)
+        todo = todo[travelled[todo] < refreshed]
+        if len(todo) == 0:
             break
-        reach = (reach * (2 * acceptance - 0.6).exp()).clamp(0.02, 0.999)
     return z, likelihood, reach
 
 
@@ -239,31 +331,16 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _log_likelihood(energy: Energy, z: Tensor) -> Tensor:
-    """log p(y | z): (N, S, k) -> (N, S), -inf where it is not finite."""
-    return log_joint(energy, z) + 0.5 * (z.square() + LOG_2_PI).sum(2)
-
-
-def _tempered(likelihood: Tensor, beta: Tensor) -> Tensor:
-    """β log p(y | z), -inf where p(y | z) = 0 whatever β: (N, S)."""
-    return torch.where(likelihood == -torch.inf, -torch.inf, beta[:, None] * likelihood)
-
-
-def _next_beta(likelihood: Tensor, beta: Tensor, share: float = 0.5) -> Tensor:
-    """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,)."""
-    low, high = beta.clone(), torch.ones_like(beta)
-    for _ in range(40):
-        middle = (low + high) / 2
-        fine = _mean_and_effective(_tempered(likelihood, middle - beta))[1] >= share
-        low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
-    return torch.where(high == 1, 1.0, low)
+def _log_likelihood(energy: Energy, z: Tensor, noise: Tensor) -> Tensor:
+    """log p(y | z) with noise of variances (N,) beside its own: (N, S, k) -> (N, S), -inf where it is not finite."""
+    return log_joint(energy, z, noise) + 0.5 * (z.square() + LOG_2_PI).sum(2)
 
 
 class _Rows:
     """An energy of some of its problems, numbered anew."""
 
     def __init__(self, energy: Energy, rows: Tensor):
-        self.energy, self.rows, self.chunk = energy, rows, energy.chunk
+        self.energy, self.rows, self.chunk, self.y = energy, rows, energy.chunk, energy.y[rows]
 
-    def value(self, z: Tensor, rows: Tensor) -> Tensor:
-        return self.energy.value(z, self.rows[rows])
+    def value(self, z: Tensor, rows: Tensor, noise: Tensor) -> Tensor:
+        return self.energy.value(z, self.rows[rows], noise)

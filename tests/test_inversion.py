@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 from genprior.images import dct_basis
 from genprior.inversion import (
@@ -12,6 +13,7 @@ from genprior.inversion import (
     NOT_FINITE,
     RangeEnergy,
     RelaxedEnergy,
+    _cholesky,
     _secant,
     adam,
     fisher_scoring,
@@ -302,3 +304,73 @@ def test_saturated_pixels_are_told_from_the_others(draw):
     energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.02)
     found = best(energy, search(energy, torch.randn(8, problems, 3, generator=draw), 40))
     assert (found.x - x).square().mean() < 0.8 * (y - x).square().mean()
+
+
+@pytest.mark.parametrize("operator", ["identity", "sensing", "phaseless"])
+def test_energy_with_a_further_error_is_that_of_the_wider_gaussian(draw, operator):
+    """Differences between codes of one problem, against scipy's density with covariance S(z) + s S(0)."""
+    sensing = gaussian_sensing(SHAPE, 8, draw)
+    operator = {"identity": Identity(), "sensing": sensing, "phaseless": PhaselessFourier(SHAPE)}[operator]
+    weight, spread = torch.randn(2, N, 3, generator=draw)
+    sigma, s = 0.2, 0.7
+
+    def moments(z):
+        return torch.tanh(z @ weight.T), 0.1 * torch.exp(0.5 * torch.tanh(z @ spread.T))
+
+    def image(z):
+        return (moments(z)[0] @ BASIS.T).reshape(-1, 1, *SHAPE)
+
+    z = torch.randn(4, 3, generator=draw)
+    y = operator.A(image(torch.randn(1, 3, generator=draw)))
+    energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, sigma)
+    rows = torch.zeros(4, dtype=torch.long)
+    found = energy.value(z, rows, torch.full((4,), s))
+    expected = []
+    typical = moments(torch.zeros(1, 3))[1][0]
+    for code in z:
+        jacobian = torch.func.jacrev(lambda x: operator.A(x.reshape(1, 1, *SHAPE)).flatten())(
+            image(code[None]).flatten()
+        )
+        matrix = jacobian @ BASIS
+        covariance = matrix @ (moments(code[None])[1][0] + s * typical).diag() @ matrix.T
+        covariance += (1 + s) * sigma**2 * torch.eye(len(matrix))
+        mean = operator.A(image(code[None])).flatten()
+        density = multivariate_normal(mean.numpy(), covariance.numpy()).logpdf(y.flatten().numpy())
+        expected.append(-density + 0.5 * code.square().sum().item())
+    torch.testing.assert_close(found - found[0], torch.tensor(expected) - expected[0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(energy.value(z, rows, torch.zeros(4)), energy.value(z, rows))
+
+
+def test_range_energy_with_a_further_error_is_that_of_more_noise(draw):
+    weight, y, z = (
+        torch.randn(12, 5, generator=draw),
+        torch.randn(2, 12, generator=draw),
+        torch.randn(2, 5, generator=draw),
+    )
+    rows = torch.arange(2)
+    found = range_energy(lambda z: z @ weight.T, y, None).value(z, rows, torch.full((2,), 3.0))
+    noisier = RangeEnergy(lambda z: z @ weight.T, Flat(), y, 0.5 * 2, None).value(z, rows)
+    torch.testing.assert_close(found, noisier)
+
+
+@pytest.mark.parametrize("m", [5, 64, 65, 100, 150])
+def test_cholesky_in_halves_is_lapacks(draw, m):
+    matrix = torch.randn(4, m, m + 3, generator=draw)
+    covariance = matrix @ matrix.mT / m
+    expected = torch.linalg.cholesky(covariance)
+    torch.testing.assert_close(_cholesky(covariance), expected)
+    covariance[2] -= 100 * torch.eye(m)  # not positive: NaN there, the others as they were
+    found = _cholesky(covariance)
+    assert found[2].diagonal().isnan().any()
+    torch.testing.assert_close(found[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+def test_gradients_between_fisher_matrices_reach_the_same_minima(draw):
+    weight, hidden = torch.randn(12, 8, generator=draw), torch.randn(8, 5, generator=draw)
+    energy = range_energy(
+        lambda z: (torch.tanh(z @ hidden.T) + z @ hidden.T) @ weight.T, torch.randn(20, 12, generator=draw), 0.1
+    )
+    start, rows = torch.zeros(20, 5), torch.arange(20)
+    plain, corrected = (fisher_scoring(energy, start, rows, 200, refresh=refresh) for refresh in (1, 12))
+    torch.testing.assert_close(corrected[1], plain[1], rtol=1e-4, atol=0)
+    assert (corrected[2] == 1).all()

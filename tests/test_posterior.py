@@ -12,7 +12,7 @@ from genprior.images import dct_basis
 from genprior.inversion import RangeEnergy, RelaxedEnergy, _by_parts, search
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
-from genprior.posterior import IMPORTANCE, TEMPERED, sample_posterior, tempered_smc
+from genprior.posterior import ANNEALED, IMPORTANCE, sample_posterior, smc
 from genprior.prior import load_prior
 from stages import train_vae
 
@@ -131,7 +131,7 @@ def grid():
     return z, (side[1] - side[0]) ** 2
 
 
-@pytest.mark.parametrize("force", [None, TEMPERED])
+@pytest.mark.parametrize("force", [None, ANNEALED])
 def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, force):
     operator = gaussian_sensing(SHAPE, 6, draw)
     truth = torch.tensor([[1.2, 0.4], [-0.9, -1.0], [0.2, 0.5]])
@@ -206,7 +206,7 @@ def calibrate(draw, moments, basis, shape, k, operator, sigma, problems, minimum
     return ranks_of(truth, energy, thinned), drawn, x
 
 
-@pytest.mark.parametrize("minimum_effective", [0.0, 2.0], ids=[IMPORTANCE, TEMPERED])
+@pytest.mark.parametrize("minimum_effective", [0.0, 2.0], ids=[IMPORTANCE, ANNEALED])
 def test_calibration_by_simulation(draw, minimum_effective):
     operator = gaussian_sensing(SHAPE, 8, draw)
     thin = 3 if minimum_effective else 10  # its samples are worth a part of their number
@@ -219,7 +219,7 @@ def test_calibration_by_simulation(draw, minimum_effective):
         assert_uniform(squeezed, 99)
 
 
-def test_tempering_survives_fewer_samples_than_codes(draw):
+def test_annealing_survives_fewer_samples_than_codes(draw):
     """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
     torch.set_default_dtype(torch.float32)
     k, basis = 24, BASIS.float()
@@ -232,7 +232,7 @@ def test_tempering_survives_fewer_samples_than_codes(draw):
         torch.randn(3, 1, *SHAPE, generator=draw),
         1e-3,
     )
-    z, evidence, error = tempered_smc(energy, torch.randn(3, 20, k, generator=draw), draw)
+    z, evidence, error = smc(energy, torch.randn(3, 20, k, generator=draw), draw)
     assert z.isfinite().all()
     assert evidence.isfinite().all()
     assert (error > 0).all()

@@ -22,7 +22,7 @@ from genprior.operators import gaussian_sensing, pose
 from genprior.params import load_params
 from genprior.patches import draw_patches, load_patches
 from genprior.pictures import objective_figure
-from genprior.posterior import TEMPERED, sample_posterior
+from genprior.posterior import ANNEALED, sample_posterior
 from genprior.prior import Prior, load_prior
 from genprior.stage import set_up, write_text
 from stages.evaluate import starting_codes
@@ -101,7 +101,7 @@ def cost_of_posterior(energy: RelaxedEnergy, starts: torch.Tensor, samples: int)
         "samples": samples,
         "time_over_map": round(ratio, 1),
         "median_effective_share": round(posterior.effective.median().item(), 4),
-        "tempered": posterior.method.count(TEMPERED) / starts.shape[1],
+        "annealed": posterior.method.count(ANNEALED) / starts.shape[1],
     }
 
 

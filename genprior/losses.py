@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 
 def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -54,10 +54,27 @@ def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
     return softplus(real - fake).mean()
 
 
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))). Miyato et al. 2018, equation 16."""
+    return relu(1 - real).mean() + relu(1 + fake).mean()
+
+
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E D(G(z)) - E D(x): minus the Kantorovich dual, for a D of Lipschitz constant 1. Arjovsky et al. 2017."""
+    return fake.mean() - real.mean()
+
+
+def mean_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-E D(G(z)), the generator's side of the hinge and of the Wasserstein loss."""
+    return -fake.mean()
+
+
 ADVERSARIAL = {
     "relativistic": (relativistic_discriminator, relativistic_generator),
     "non_saturating": (minimax_discriminator, non_saturating_generator),
     "minimax": (minimax_discriminator, minimax_generator),
+    "hinge": (hinge_discriminator, mean_generator),
+    "wasserstein": (wasserstein_discriminator, mean_generator),
 }
 
 
@@ -69,3 +86,23 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], samples: Tensor)
     samples = samples.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(samples).sum(), samples, create_graph=True)
     return 0.5 * gradient.square().sum(1).mean()
+
+
+def lipschitz_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
+    """E (‖∇D‖ - 1)² at weight · real + (1 - weight) · fake, both (N, n), weight (N, 1) in [0, 1]: a scalar.
+
+    Gulrajani et al. 2017, equation 3.
+    """
+    between = torch.lerp(fake.detach(), real.detach(), weight).requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
+    return (gradient.norm(dim=1) - 1).square().mean()
+
+
+def curvature_penalty(generator: Callable[[Tensor], Tensor], z: Tensor, generated: Tensor, step: Tensor) -> Tensor:
+    """E ‖G(z + d) - 2 G(z) + G(z - d)‖² / (n ‖d‖²) at codes z (N, k), steps d (N, k), G(z) = `generated` (N, n).
+
+    0 for an affine generator. One that folds its range has many codes for one measurement.
+    """
+    ahead, behind = generator(torch.cat([z + step, z - step])).chunk(2)
+    bend = (ahead - 2 * generated + behind).square().mean(1)
+    return (bend / step.square().sum(1)).mean()

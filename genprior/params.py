@@ -138,10 +138,13 @@ class TrainVAE(_Training):
 
 
 class TrainGAN(_Training):
-    loss: Literal["relativistic", "non_saturating", "minimax"]
+    loss: Literal["relativistic", "non_saturating", "minimax", "hinge", "wasserstein"]
     gradient_penalty: NonNegative
+    spectral_norm: bool
+    curvature: NonNegative
     discriminator_hidden: Hidden
     average: Fraction
+    chapter_steps: Count
 
 
 class Sample(Settings):

@@ -79,7 +79,20 @@ def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: 
     save_figure(path, figure)
 
 
-def curve_figure(path: str | Path, panels: dict[str, tuple[pd.DataFrame, list[str]]]) -> None:
+def join_pictures(path: str | Path, parts: list[str], gap: int = 24) -> None:
+    """Write grey pictures of one height side by side on white."""
+    opened = [np.asarray(Image.open(part)) for part in parts]
+    white = np.full((len(opened[0]), gap), 255, dtype=np.uint8)
+    joined = np.hstack([piece for picture in opened for piece in (white, picture)][1:])
+    with whole_file(path) as part:
+        Image.fromarray(joined).save(part)
+
+
+def curve_figure(
+    path: str | Path,
+    panels: dict[str, tuple[pd.DataFrame, list[str]]],
+    limits: tuple[float, float] | None = None,
+) -> None:
     """Training curves against steps: one panel for each title, with the named columns of its table."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False)
     for axis, (title, (table, columns)) in zip(axes.flat, panels.items(), strict=True):
@@ -89,7 +102,7 @@ def curve_figure(path: str | Path, panels: dict[str, tuple[pd.DataFrame, list[st
         low, high = settled.min().min(), settled.max().max()
         margin = 0.05 * (high - low) or 0.05
         # The first steps fall from far away; the picture is for what comes after them.
-        axis.set(title=title, xlabel="step", ylim=(low - margin, high + margin))
+        axis.set(title=title, xlabel="step", ylim=limits or (low - margin, high + margin))
         axis.legend()
     figure.tight_layout()
     save_figure(path, figure)

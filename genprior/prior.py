@@ -56,6 +56,11 @@ class Prior(nn.Module):
         """Whether v(z) is modelled."""
         return self.config["noise"] is not None
 
+    @property
+    def is_variational(self) -> bool:
+        """Whether its encoder gives q(z | x): mean and log-variance of z."""
+        return self.config["encoder"] == "variational"
+
     def code(self, z: Tensor) -> Tensor:
         """The network's code of a standard normal latent: (N, k) -> (N, k)."""
         return self.code_mean + z @ self.code_factor.T

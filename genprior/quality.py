@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from genprior.images import dct_basis
+
 
 def psnr_db(mean_squared_error: float | Tensor) -> float:
     """Peak signal-to-noise ratio of images in [0, 1]: -10 log10(mean squared error), in dB."""
@@ -55,6 +57,70 @@ def squared_mmd(real: Tensor, fake: Tensor) -> float:
         + mean_without_diagonal(kernel(torch.cdist(fake, fake)))
         - 2 * kernel(torch.cdist(real, fake)).mean()
     )
+
+
+def mmd_p_value(real: Tensor, fake: Tensor, permutations: int, generator: torch.Generator) -> float:
+    """How often two sets of as many samples (N, ...) get a squared MMD as large when their union is split at random.
+
+    Small where the two differ; at least 1 / (permutations + 1). Gretton et al. 2012, section 5; kernel: `squared_mmd`.
+    """
+    count = len(real)
+    both = torch.cat([real, fake]).flatten(1).double()
+    distance = torch.cdist(both, both)
+    upper = torch.triu_indices(count, count, 1)
+    kernel = torch.exp(-distance.square() / (2 * distance[upper[0], upper[1]].median() ** 2))
+    kernel.fill_diagonal_(0)
+    # signs of the two groups, the true split first: within minus between is s^T kernel s
+    signs = torch.ones(2 * count, permutations + 1, dtype=both.dtype)
+    signs[count:, 0] = -1
+    for column in range(1, permutations + 1):
+        signs[torch.randperm(2 * count, generator=generator)[:count], column] = -1
+    signs = signs.to(both.device)
+    within = (kernel.sum() + (signs * (kernel @ signs)).sum(0)) / 2
+    between = kernel.sum() - within
+    statistic = within / (count * (count - 1)) - between / count**2
+    return (statistic >= statistic[0] - 1e-12).double().mean().item()
+
+
+def sliced_wasserstein(real: Tensor, fake: Tensor, directions: int, generator: torch.Generator) -> float:
+    """(E W2²)^½ of two sets of as many samples (N, ...), projected on random unit vectors; in the samples' units.
+
+    In one dimension W2² is the mean squared difference of the sorted samples. Bonneel et al. 2015, section 4.
+    """
+    real, fake = real.flatten(1).double(), fake.flatten(1).double()
+    direction = torch.randn(real.shape[1], directions, generator=generator, dtype=torch.float64).to(real.device)
+    direction = direction / direction.norm(dim=0)
+    return (real @ direction).sort(0).values.sub((fake @ direction).sort(0).values).square().mean().sqrt().item()
+
+
+def detail_db(real: Tensor, fake: Tensor) -> float:
+    """Power of `fake` patches (N, 1, h, w) over that of `real` ones in the upper half of all spatial frequencies, dB.
+
+    0: as sharp as real ones; below: smooth; above: noisy. Mean over patches, mean value and low frequencies aside.
+    """
+    height, width = real.shape[-2:]
+    basis = torch.from_numpy(dct_basis(height, width)).to(real)
+    rows, columns = torch.arange(height) / height, torch.arange(width) / width
+    upper = (rows[:, None].square() + columns.square()).sqrt().flatten() >= 0.5
+
+    def power(x: Tensor) -> float:
+        return (x.flatten(1) @ basis[:, upper.to(x.device)]).square().mean().clamp_min(1e-30).item()
+
+    return 10 * math.log10(power(fake) / power(real))
+
+
+def nearest_distance(samples: Tensor, references: Tensor) -> Tensor:
+    """Distance in shape of each sample (N, ...) to the nearest of the references (M, ...): (N,) in [0, 2].
+
+    Mean and contrast, which would dominate, are taken out: every patch minus its mean, over its norm.
+    """
+
+    def shape(x: Tensor) -> Tensor:
+        x = x.flatten(1) - x.flatten(1).mean(1, keepdim=True)
+        return x / x.norm(dim=1, keepdim=True).clamp_min(1e-6)
+
+    samples, references = shape(samples), shape(references)
+    return torch.cat([torch.cdist(part, references).min(1).values for part in samples.split(500)])
 
 
 def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:

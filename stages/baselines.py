@@ -103,8 +103,7 @@ def main() -> None:
         restored.setdefault(method, []).append(estimate.squeeze(1))
         constraint = values.setdefault(method, {}).setdefault("range" if method == "pca" else "none", {})
         constraint[problem.name] = reconstruction_measures(x, estimate)
-        misfit = problem.operator.A(estimate) - problem.y
-        constraint[problem.name]["residual_over_sigma"] = misfit.square().mean().sqrt().item() / problem.sigma
+        constraint[problem.name]["residual_over_sigma"] = problem.residual_over_sigma(estimate)
         if weight is not None:
             constraint[problem.name]["weight"] = weight
 
@@ -119,10 +118,10 @@ def main() -> None:
     centred = x.flatten(1).double().numpy() - pca[0]
     best = pca[0] + centred @ np.linalg.pinv(pca[1]).T @ pca[1].T
     values["pca"]["range"]["representation"] = reconstruction_measures(x, torch.from_numpy(best).reshape(x.shape))
-    few, few_validation = x[: params.crossover.patches], x_validation
+    few = x[: params.crossover.patches]
     for problem, on_validation in zip(
         pose(params.crossover_problems(), few, params.seed),
-        pose(params.crossover_problems(), few_validation, params.seed),
+        pose(params.crossover_problems(), x_validation, params.seed),
         strict=True,
     ):
         estimates = solve(problem, on_validation, truth, shape, pca, mixtures, params)

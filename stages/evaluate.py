@@ -4,16 +4,17 @@
 the most probable code; `mean` is the posterior mean over all codes.
 """
 
+import math
 import sys
 
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, Energy, Inversion, RangeEnergy, RelaxedEnergy, search
+from genprior.inversion import CONVERGED, LOG_2_PI, Energy, Inversion, RangeEnergy, RelaxedEnergy, search
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.posterior import TEMPERED, Posterior, sample_posterior, tempered_smc
+from genprior.posterior import ANNEALED, TEMPERING, Posterior, annealed_smc, log_joint, sample_posterior
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
@@ -61,11 +62,7 @@ def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed:
 
 def measures(problem: Measured, x: Tensor, estimate: Tensor) -> dict[str, float]:
     """Errors against the truth, and the misfit to the measurement."""
-    misfit = problem.operator.A(estimate) - problem.y
-    return {
-        **reconstruction_measures(x, estimate),
-        "residual_over_sigma": misfit.square().mean().sqrt().item() / problem.sigma,
-    }
+    return {**reconstruction_measures(x, estimate), "residual_over_sigma": problem.residual_over_sigma(estimate)}
 
 
 def posterior_of(prior: Prior, energy: Energy, patches: int, settings: Evaluate, seed: int) -> Posterior:
@@ -80,7 +77,8 @@ def posterior_mean(energy: Energy, patches: int, k: int, samples: int, seed: int
     """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w)."""
     draw = torch.Generator().manual_seed(seed)
     z = torch.randn(patches, samples, k, generator=draw).to(energy.y.device)
-    z, _, _ = tempered_smc(energy, z, draw, refreshed=1.0)  # a mean asks less of the samples than their tails do
+    # A mean asks less of the samples than their tails do.
+    z, _, _ = annealed_smc(energy, z, draw, 0.25, TEMPERING)
     rows = torch.arange(patches, device=z.device).repeat_interleave(samples)
     parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
     x = torch.cat([energy.estimate(*part) for part in parts])
@@ -96,13 +94,13 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
         "coverage_50": interval_coverage(samples, x.squeeze(1), 0.5),
         "coverage_90": interval_coverage(samples, x.squeeze(1), 0.9),
         "effective_share": posterior.effective.median().item(),
-        "tempered": posterior.method.count(TEMPERED) / len(x),
+        "annealed": posterior.method.count(ANNEALED) / len(x),
     }
     return found, samples
 
 
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
-    """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise."""
+    """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, Identity(), x, 0.0)
     posterior = posterior_of(prior, energy, len(x), settings, seed)
     n = x[0].numel()
@@ -112,8 +110,25 @@ def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> di
         "standard_error": (per_pixel.std() / len(x) ** 0.5).item(),  # over patches
         "monte_carlo_error": (posterior.log_evidence_error.square().sum().sqrt() / len(x) / n).item(),
         "effective_share": posterior.effective.median().item(),
-        "tempered": posterior.method.count(TEMPERED) / len(x),
+        "annealed": posterior.method.count(ANNEALED) / len(x),
+        **(lower_bounds(prior, x, settings.posterior_samples, seed) if prior.is_variational else {}),
     }
+
+
+def lower_bounds(prior: Prior, x: Tensor, draws: int, seed: int) -> dict[str, float]:
+    """What the encoder's q(z | x) alone says of log p(x), nats per pixel: the ELBO, and the bound of so many draws.
+
+    log w = log p(x | z) + log p(z) - log q(z | x): E log w <= E log mean w <= log p(x). Burda et al. 2016, theorem 1.
+    """
+    mean, log_variance = prior.encoder(x)
+    energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, Identity(), x, 0.0)
+    noise = torch.randn(len(x), draws, mean.shape[1], generator=torch.Generator().manual_seed(seed)).to(mean)
+    z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
+    log_q = -0.5 * (noise.square() + log_variance[:, None] + LOG_2_PI).sum(2)
+    log_weight = log_joint(energy, z) - log_q
+    bound = log_weight.logsumexp(1) - math.log(draws)
+    n = x[0].numel()
+    return {"elbo": log_weight.mean().item() / n, "importance_bound": bound.mean().item() / n}
 
 
 def picture_rows(samples: Tensor) -> Tensor:

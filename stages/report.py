@@ -166,9 +166,27 @@ def write_page(
         "## Samples",
         "![Samples of every prior beside real patches](samples.png)",
         "Each set against real training patches; the first line is what another set of real patches gets. "
-        "Precision, recall, density and coverage: higher is better, the floor is the aim; squared MMD: lower. "
+        "Precision, recall, density and coverage (with its standard error): higher is better, the floor is the aim. "
         "A prior's plain line is its range, G(z) alone; `relaxed` adds what its residual model draws.",
-        markdown(by_method(table, "samples", ["coverage", "density", "precision", "recall", "squared_mmd"]), 4),
+        markdown(by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"]), 4),
+        "Squared MMD (0 on average for two sets of one distribution) with the p-value of a permutation test, sliced "
+        "Wasserstein distance, power above half of all spatial frequencies against real patches' in dB (0: as sharp; "
+        "below: smooth; above: noisy), and the median distance in shape to the nearest training patch over that of "
+        "patches of the test photographs (near 1: as new as those; near 0: memorised).",
+        markdown(
+            by_method(
+                table,
+                "samples",
+                ["squared_mmd", "mmd_p_value", "sliced_wasserstein", "detail_db", "distance_to_train"],
+            ),
+            4,
+        ),
+        "From one random code to another along a great circle, and along the eight codes that move G most, from -2.5 "
+        "to 2.5 (autoencoder, VAE, GAN):",
+        "![From code to code](interpolation.png)",
+        "![Along single codes](traversal.png)",
+        "A sample in the first and sixth column, each before its four nearest training patches:",
+        "![Samples and their nearest training patches](neighbours.png)",
         "## Restoration",
         "![PSNR of every method in every problem](psnr.png)",
         "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
@@ -209,6 +227,10 @@ def write_page(
             ),
             5,
         ),
+        "What a variational encoder alone says of it: the ELBO, and the importance-weighted bound of "
+        f"{params.evaluate.posterior_samples} draws. For the GAN it is the encoder that its residual model was fitted "
+        "with. The bounds' distance to the figure above is what the encoder's Gaussian misses of the posterior:",
+        markdown(by_method(table, "likelihood", ["elbo", "importance_bound", "log_likelihood"]).dropna(), 4),
         f"How many pixels lie in their 90 % credible interval, on {params.evaluate.posterior_patches} held-out patches "
         "(what the prior is worth) and on as many drawn from the prior (whether the sampler is right):",
         of_priors("coverage_90", 3, "relaxed"),
@@ -219,6 +241,10 @@ def write_page(
         *(f"![{name}]({name})" for name in posteriors),
         "## Training",
         "![Training curves](curves.png)",
+        "Mode collapse: how many real patches have a sample near them (coverage), how many samples' neighbourhoods "
+        "hold them (recall), and the samples' standard deviation over theirs (spread), along the default game and "
+        "along the chapter's own, minimax without penalties or averaging:",
+        "![Coverage, recall and spread of a GAN's samples against steps](collapse.png)",
     ]
     write_text(TARGET / "README.md", "\n\n".join(parts) + "\n")
 
@@ -246,6 +272,15 @@ def main() -> None:
     reconstructed = reconstructions(problems, x, params.report.pictures)
     posteriors = posterior_pictures(problems, params.report.posterior, x, params.report.pictures)
     pictures.sample_figure(TARGET / "samples.png", grids)
+    games = {"default": curves["gan"], "the chapter's": pd.read_csv("data/curves/gan_chapter.csv")}
+    pictures.curve_figure(
+        TARGET / "collapse.png",
+        {f"GAN, {n}": (t, ["coverage", "recall", "spread"]) for n, t in games.items()},
+        (0, 1.2),
+    )
+    for kind in ("interpolation", "traversal", "neighbours"):
+        infix = "_range" if kind == "neighbours" else ""
+        pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{n}{infix}_{kind}.png" for n in PRIORS])
     pictures.curve_figure(TARGET / "curves.png", panels)
     compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed"])]
     pictures.bar_figure(TARGET / "psnr.png", wide(compared, "psnr_db", ["representation", *problems]).T, "PSNR [dB]")

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from genprior.params import InputError, Sample, load_params
-from genprior.patches import load_patches, to_unit
+from genprior.patches import draw_patches, load_patches, to_unit
 from genprior.pictures import save_grid
 from genprior.prior import Prior, load_prior
-from genprior.quality import prdc, squared_mmd
+from genprior.quality import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
 from genprior.stage import run, set_up, write_array, write_metrics
 
 PRIORS = ("ae", "vae", "gan")
@@ -47,22 +47,68 @@ def two_real_sets(patches: Tensor, settings: Sample, seed: int) -> tuple[Tensor,
     return tuple(to_unit(patches[order]).split(count))
 
 
+def measure(real: Tensor, samples: Tensor, settings: Sample, seed: int) -> dict[str, float]:
+    """Every measure of samples against as many real patches, both (N, 1, h, w)."""
+    samples = samples[: len(real)]
+    found = prdc(real, samples, settings.neighbours)
+    draw = torch.Generator().manual_seed(seed)
+    share = found["coverage"]
+    return {
+        **found,
+        "coverage_error": (share * (1 - share) / len(real)) ** 0.5,  # binomial
+        "squared_mmd": squared_mmd(real, samples),
+        "mmd_p_value": mmd_p_value(real[:1000], samples[:1000], 199, draw),
+        "sliced_wasserstein": sliced_wasserstein(real, samples, 500, draw),
+        "detail_db": detail_db(real, samples),
+    }
+
+
+def between(prior: Prior, pairs: int, columns: int, seed: int) -> Tensor:
+    """G along great circles between random codes, where the prior's codes are: (pairs · columns, 1, h, w)."""
+    ends = torch.randn(2, pairs, prior.latent_size, generator=torch.Generator().manual_seed(seed))
+    angle = torch.linspace(0, torch.pi / 2, columns)[:, None, None]
+    z = angle.cos() * ends[0] + angle.sin() * ends[1]
+    return prior.decode(z.transpose(0, 1).flatten(0, 1).to(prior.code_mean))
+
+
+def along(prior: Prior, rows: int, columns: int) -> Tensor:
+    """G along the `rows` codes that move it most, from -2.5 to 2.5 around z = 0: (rows · columns, 1, h, w)."""
+    k = prior.latent_size
+    steps = torch.linspace(-2.5, 2.5, columns)[None, :, None] * torch.eye(k)[:, None]  # (k, columns, k)
+    x = prior.decode(steps.flatten(0, 1).to(prior.code_mean)).unflatten(0, (k, columns))
+    strongest = x.var(1).flatten(1).sum(1).argsort(descending=True)[:rows]
+    return x[strongest].flatten(0, 1)
+
+
+def with_neighbours(samples: Tensor, patches: Tensor, count: int) -> Tensor:
+    """Each sample before its `count` nearest patches, all (N, 1, h, w): (N · (count + 1), 1, h, w)."""
+    nearest = torch.cdist(samples.flatten(1), patches.flatten(1)).topk(count, largest=False).indices
+    return torch.cat([samples[:, None], patches[nearest]], 1).flatten(0, 1)
+
+
 def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
     settings = params.sample
     priors = {name: load_prior(f"data/models/{name}.safetensors", device) for name in PRIORS}
-    real, other = two_real_sets(load_patches("data/patches/train.npy", device), settings, params.seed)
+    train = load_patches("data/patches/train.npy", device)
+    real, other = two_real_sets(train, settings, params.seed)
+    # Memorisation: how near samples come to training patches, against how near patches of other photographs come.
+    known = to_unit(train[:: max(1, len(train) // 20_000)])
+    held_out = draw_patches(load_patches("data/patches/test.npy", device), len(real), params.seed)
+    usual = nearest_distance(held_out, known).median()
 
-    def measure(samples: Tensor) -> dict[str, float]:
-        samples = samples[: len(real)]
-        return {**prdc(real, samples, settings.neighbours), "squared_mmd": squared_mmd(real, samples)}
-
-    values = {"floor": measure(other)}
+    values = {"floor": measure(real, other, settings, params.seed)}
     for (method, constraint), samples in draws(priors, settings.count, params.seed).items():
-        values.setdefault(method, {})[constraint] = measure(samples)
+        found = values.setdefault(method, {})[constraint] = measure(real, samples, settings, params.seed)
+        found["distance_to_train"] = (nearest_distance(samples[: len(real)], known).median() / usual).item()
+        if method in priors:
+            save_grid(f"data/samples/{method}_{constraint}_neighbours.png", with_neighbours(samples[:20], known, 4))
         write_array(f"data/samples/{method}_{constraint}.npy", samples.squeeze(1).cpu().numpy())
         save_grid(f"data/samples/{method}_{constraint}.png", samples[:100])
+    for name, prior in priors.items():
+        save_grid(f"data/samples/{name}_interpolation.png", between(prior, 8, 10, params.seed))
+        save_grid(f"data/samples/{name}_traversal.png", along(prior, 8, 10))
     save_grid("data/samples/real.png", real[:100])
     write_array("data/samples/real.npy", real.squeeze(1).cpu().numpy())
     write_metrics("metrics/sample.json", {"sample": values})

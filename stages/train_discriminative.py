@@ -89,8 +89,7 @@ def main() -> None:
         network = train(problem, patches, params.train_discriminative, prior, params.seed)
         restored.append(network(problem.y.flatten(1)))
         values[problem.name] = reconstruction_measures(x, restored[-1])
-        misfit = problem.operator.A(restored[-1]) - problem.y
-        values[problem.name]["residual_over_sigma"] = misfit.square().mean().sqrt().item() / problem.sigma
+        values[problem.name]["residual_over_sigma"] = problem.residual_over_sigma(restored[-1])
     write_array("data/reconstructions/discriminative.npy", torch.stack(restored).squeeze(2).cpu().numpy())
     write_metrics("metrics/train_discriminative.json", {"discriminative": {"none": values}})
 

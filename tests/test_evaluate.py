@@ -1,7 +1,10 @@
 """The stage's pieces on a prior that was trained for seconds."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.distributions import MultivariateNormal
 
 from genprior.inversion import CONVERGED, RangeEnergy
 from genprior.operators import Identity, pose
@@ -108,6 +111,34 @@ def test_log_likelihood_is_no_less_than_the_elbo(prior, x):
     found = evaluate.log_likelihood(prior, noisy, SETTINGS, 0)
     assert found["log_likelihood"] > elbo - 3 * found["monte_carlo_error"]
     assert found["log_likelihood"] < elbo + 0.5
+
+
+def test_lower_bounds_stand_in_order_below_the_likelihood(prior, x):
+    bounds = evaluate.lower_bounds(prior, x, 2000, 0)
+    exact = evaluate.log_likelihood(prior, x, SETTINGS, 0)["log_likelihood"]
+    assert bounds["elbo"] < bounds["importance_bound"] < exact + 0.02
+    tighter = evaluate.lower_bounds(prior, x, 4, 0)
+    assert bounds["elbo"] < tighter["importance_bound"] < bounds["importance_bound"]
+
+
+def test_lower_bounds_of_the_exact_posterior_are_the_likelihood():
+    """Probabilistic PCA with orthogonal columns: q(z | x) = p(z | x) makes every weight p(x)."""
+    draw = torch.Generator().manual_seed(0)
+    n, k, variance = 12, 3, 0.2
+    weight = torch.linalg.qr(torch.randn(n, k, generator=draw))[0] * torch.tensor([2.0, 1.0, 0.5])
+    x = torch.randn(6, 1, 3, 4, generator=draw)
+    precision = 1 + weight.square().sum(0) / variance
+    linear = SimpleNamespace(
+        encoder=lambda x: (x.flatten(1) @ weight / variance / precision, -precision.log().expand(len(x), k)),
+        moments=lambda z: (z @ weight.T, torch.full((len(z), n), variance)),
+        coefficients=SimpleNamespace(basis=torch.eye(n)),
+        shape=(3, 4),
+    )
+    covariance = weight @ weight.T + variance * torch.eye(n)
+    expected = MultivariateNormal(torch.zeros(n), covariance).log_prob(x.flatten(1)).mean().item() / n
+    found = evaluate.lower_bounds(linear, x, 50, 0)
+    assert found["elbo"] == pytest.approx(expected, abs=1e-5)
+    assert found["importance_bound"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_representation_of_what_is_in_the_range(prior):

@@ -3,8 +3,20 @@ import prdc as reference
 import pytest
 import skimage.metrics
 import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import kstest
 
-from genprior.quality import interval_coverage, prdc, psnr_db, reconstruction_measures, squared_mmd
+from genprior.quality import (
+    detail_db,
+    interval_coverage,
+    mmd_p_value,
+    nearest_distance,
+    prdc,
+    psnr_db,
+    reconstruction_measures,
+    sliced_wasserstein,
+    squared_mmd,
+)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])
@@ -56,3 +68,57 @@ def test_interval_coverage_of_the_right_posterior_is_its_level(level):
     assert interval_coverage(samples, truth, level) == pytest.approx(level, abs=5 * (level * (1 - level) / 2000) ** 0.5)
     assert interval_coverage(0.5 * samples, truth, level) < level - 0.1
     assert interval_coverage(2 * samples, truth, level) > level + 0.05
+
+
+def test_permutation_p_value_is_uniform_without_a_difference_and_small_with_one():
+    draw = torch.Generator().manual_seed(0)
+    found = [mmd_p_value(*torch.randn(2, 40, 3, generator=draw), 99, draw) for _ in range(200)]
+    assert kstest(found, "uniform").pvalue > 1e-3
+    real, fake = torch.randn(2, 40, 3, generator=draw)
+    assert mmd_p_value(real, fake + 1.5, 99, draw) == pytest.approx(0.01)
+
+
+def test_permutation_test_counts_splits_of_larger_squared_mmd():
+    """Against `squared_mmd` of the same splits, drawn by the same generator."""
+    real, fake = torch.randn(2, 15, 3, generator=torch.Generator().manual_seed(3))
+    found = mmd_p_value(real, fake, 19, torch.Generator().manual_seed(1))
+    both, draw = torch.cat([real, fake]).double(), torch.Generator().manual_seed(1)
+    distance = torch.cdist(both, both)
+    width = torch.cdist(real.double(), real.double())[tuple(torch.triu_indices(15, 15, 1))].median()
+    kernel = torch.exp(-distance.square() / (2 * width**2))
+
+    def statistic(first):
+        second = [i for i in range(30) if i not in first]
+        pairs = lambda a, b: sum(kernel[i, j].item() for i in a for j in b if i != j)  # noqa: E731
+        return (pairs(first, first) + pairs(second, second)) / (15 * 14) - 2 * pairs(first, second) / 15**2
+
+    own = statistic(list(range(15)))
+    assert own == pytest.approx(squared_mmd(real, fake))
+    others = [statistic(torch.randperm(30, generator=draw)[:15].tolist()) for _ in range(19)]
+    assert found == pytest.approx((1 + sum(other >= own - 1e-12 for other in others)) / 20)
+
+
+def test_sliced_wasserstein_of_a_shift():
+    draw = torch.Generator().manual_seed(0)
+    real, shift = torch.randn(50, 6, generator=draw), torch.randn(6, generator=draw)
+    found = sliced_wasserstein(real, real + shift, 20_000, draw)
+    assert found == pytest.approx(shift.norm().item() / 6**0.5, rel=0.03)
+    one = sliced_wasserstein(real[:, :1], real[:, :1] * 2 + 1, 1, draw)
+    sorted_difference = np.sort(real[:, 0].numpy()) - np.sort(2 * real[:, 0].numpy() + 1)
+    assert one == pytest.approx(np.sqrt(np.square(sorted_difference).mean()), rel=1e-5)
+
+
+def test_detail_is_the_power_of_the_upper_half_of_the_frequencies():
+    draw = np.random.default_rng(0)
+    real = torch.from_numpy(draw.random((200, 1, 8, 8)))
+    assert detail_db(real, 2 * real) == pytest.approx(20 * np.log10(2))
+    assert detail_db(real, real + 3) == pytest.approx(0, abs=1e-9)  # the mean is no detail
+    blurred = torch.from_numpy(gaussian_filter(real.numpy(), (0, 0, 1.5, 1.5), mode="reflect"))
+    assert detail_db(real, blurred) < -10
+
+
+def test_nearest_distance_knows_neither_mean_nor_contrast():
+    references = torch.randn(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    samples = 0.3 * references[[4, 7]] + 0.5
+    torch.testing.assert_close(nearest_distance(samples, references), torch.zeros(2), rtol=0, atol=2e-3)
+    assert nearest_distance(samples, references[10:]).min() > 0.1

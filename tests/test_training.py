@@ -111,6 +111,7 @@ def test_chapters_sigma_is_the_one_that_was_measured():
 
 def gan_settings(**changed):
     values = {"steps": 300, "batch_size": 128, "lr": 0.01, "loss": "relativistic", "gradient_penalty": 1.0}
+    values |= {"spectral_norm": False, "curvature": 0.0, "chapter_steps": 1}
     return TrainGAN(**(values | {"discriminator_hidden": [32], "average": 0.95} | changed))
 
 
@@ -192,3 +193,42 @@ def test_same_seed_same_weights(patches):
         weights.append(prior.state_dict())
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
+
+
+@pytest.mark.parametrize("changed", [{"loss": "hinge", "spectral_norm": True}, {"loss": "wasserstein"}])
+def test_other_games_train(patches, changed):
+    torch.manual_seed(0)
+    prior, curve = train_gan.train(patches, NETWORK, gan_settings(steps=20, **changed), 0)
+    assert curve.notna().all(axis=None)
+    assert prior.sample(5, torch.Generator(), residual=False).isfinite().all()
+
+
+def test_spectral_norm_bounds_the_discriminators_slope(patches):
+    torch.manual_seed(0)
+    settings = gan_settings(spectral_norm=True, discriminator_hidden=[32, 32])
+    discriminator = train_gan.Discriminator(torch.ones(64), settings).eval()
+    x, y = torch.randn(2, 100, 64, generator=torch.Generator().manual_seed(0))
+    slope = (discriminator(x) - discriminator(y)).abs().squeeze(1) / (x - y).norm(dim=1)
+    assert slope.max() <= 1.05  # power iteration is approximate
+
+
+def test_curvature_penalty_straightens_the_generator(patches):
+    bends = []
+    for weight in (0.0, 100.0):
+        torch.manual_seed(0)
+        prior, _ = train_gan.train(patches, NETWORK, gan_settings(steps=150, curvature=weight), 0)
+        z, step = torch.randn(2, 500, NETWORK.latent_size, generator=torch.Generator().manual_seed(1))
+        turned = prior.decoder(z + step) - 2 * prior.decoder(z) + prior.decoder(z - step)
+        bends.append((turned.square().sum() / (prior.decoder(z + step) - prior.decoder(z)).square().sum()).item())
+    assert bends[1] < bends[0] / 2
+
+
+def test_collapse_is_told_from_a_spread(patches):
+    real = to_unit(patches[:300])
+    torch.manual_seed(0)
+    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=200, batch_size=128, lr=0.005), 0)
+    spread = train_gan.collapse(prior, real, 0)
+    prior.code_factor.mul_(1e-3)  # every sample alike
+    collapsed = train_gan.collapse(prior, real, 0)
+    assert collapsed["coverage"] < 0.1 < spread["coverage"]
+    assert collapsed["spread"] < 0.1 < spread["spread"]

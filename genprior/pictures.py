@@ -109,30 +109,44 @@ def curve_figure(
 
 
 def bar_figure(path: str | Path, table: pd.DataFrame, ylabel: str) -> None:
-    """Grouped bars: one group for each row of the table, one colour for each column."""
+    """Grouped bars from 0: one group for each row of the table, one colour for each column."""
     axis = table.plot.bar(figsize=(1.25 * len(table) + 1.5, 3.2), width=0.82, rot=20, colormap="tab20")
-    axis.set(xlabel="", ylabel=ylabel, ylim=(max(0, np.floor(table.min().min() / 5) * 5), None))
+    axis.set(xlabel="", ylabel=ylabel)
+    axis.axhline(0, color="black", linewidth=0.8)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(path, axis.figure)
 
 
-def crossover_figure(path: str | Path, table: pd.DataFrame, floors: dict[str, float]) -> None:
-    """PSNR in dB against the number of measurements: a line for each row of the table.
+def crossover_figure(
+    path: str | Path, ranges: pd.DataFrame, others: pd.DataFrame, beside: list[str], floors: dict[str, float]
+) -> None:
+    """PSNR against the number of measurements, a line for each row of the tables.
 
-    Dotted, in the colour of the line of the same name, the `floors` that a method cannot pass.
+    Left `ranges` in dB with, dotted, the `floors` that they cannot pass, and `beside` them some rows of `others`;
+    right all of these as differences to the first of `beside`, since they lie within few dB of each other.
     """
-    figure, axis = plt.subplots(figsize=(7.5, 4.2))
-    colours = matplotlib.colormaps["tab20"].colors
-    for i, (name, values) in enumerate(table.iterrows()):
-        colour = colours[i % len(colours)]
-        axis.plot(table.columns, values, marker="o", markersize=3, linewidth=1.2, color=colour, label=name)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+    reference = beside[0]
+    colours = matplotlib.colormaps["tab10"].colors
+    for i, (name, values) in enumerate(ranges.iterrows()):
+        left.plot(ranges.columns, values, marker="o", markersize=3, linewidth=1.2, color=colours[i], label=name)
         if name in floors:
-            axis.axhline(floors[name], color=colour, linestyle=":", linewidth=1)
-    axis.set(xscale="log", xlabel="measurements", ylabel="PSNR [dB]", ylim=(max(0, table.min().min() - 1), None))
-    axis.xaxis.set_major_locator(FixedLocator(list(table.columns)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+            left.axhline(floors[name], color=colours[i], linestyle=":", linewidth=1)
+    for name, style in zip(beside, ("-", "--", "-."), strict=False):
+        left.plot(others.columns, others.loc[name], color="black", linestyle=style, linewidth=1.2, label=name)
+    for i, (name, values) in enumerate((others - others.loc[reference]).drop(index=reference).iterrows()):
+        right.plot(others.columns, values, marker="o", markersize=3, linewidth=1.2, color=colours[i], label=name)
+    right.axhline(0, color="black", linewidth=1.2)
+    left.set(title="confined to a range", ylabel="PSNR [dB]")
+    right.set(title="with residual models, and classical", ylabel=f"PSNR over the {reference}'s [dB]")
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel="measurements")
+        axis.xaxis.set_major_locator(FixedLocator(list(others.columns)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
     save_figure(path, figure)
 
 

@@ -172,7 +172,7 @@ def write_page(
         "Squared MMD (0 on average for two sets of one distribution) with the p-value of a permutation test, sliced "
         "Wasserstein distance, power above half of all spatial frequencies against real patches' in dB (0: as sharp; "
         "below: smooth; above: noisy), and the median distance in shape to the nearest training patch over that of "
-        "patches of the test photographs (near 1: as new as those; near 0: memorised).",
+        "patches of the test photographs (near 1: as new as those; near 0: memorised; smooth ones lie close together).",
         markdown(
             by_method(
                 table,
@@ -181,6 +181,9 @@ def write_page(
             ),
             4,
         ),
+        "How many of the k codes a variational encoder uses for held-out patches (variance of its mean above 0.01; "
+        "none: posterior collapse), and its KL from N(0, I); for the GAN the encoder of its residual model:",
+        markdown(by_method(table, "samples", ["active_codes", "kl_nats"]).dropna(), 2),
         "From one random code to another along a great circle, and along the eight codes that move G most, from -2.5 "
         "to 2.5 (autoencoder, VAE, GAN):",
         "![From code to code](interpolation.png)",
@@ -188,7 +191,7 @@ def write_page(
         "A sample in the first and sixth column, each before its four nearest training patches:",
         "![Samples and their nearest training patches](neighbours.png)",
         "## Restoration",
-        "![PSNR of every method in every problem](psnr.png)",
+        "![PSNR of methods without a hard constraint, over the linear Gaussian's](psnr.png)",
         "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
         "true patch: no measurement can take a method that is confined to the range of G beyond it. `relaxed` is the "
         "prior with its residual model at the most probable code, `posterior mean` the average over all codes.",
@@ -200,7 +203,8 @@ def write_page(
         *(f"![{name}]({name})" for name in reconstructed),
         "## The crossover",
         "![PSNR against the number of measurements](crossover.png)",
-        f"Compressed sensing with m of {n} measurements, {params.crossover.patches} patches, PSNR in dB. Confined to "
+        f"Compressed sensing with m of {n} measurements, {params.crossover.patches} patches, PSNR in dB, one matrix "
+        "K for each m (another one moves a point at small m by up to 1 dB, Lasso's by more). Confined to "
         "its range, a generator wins where measurements are few and stops at its representation error, dotted:",
         markdown(curves, 2),
         "How many times as many measurements Lasso needs for the same error; empty where it has no such error within "
@@ -282,8 +286,10 @@ def main() -> None:
         infix = "_range" if kind == "neighbours" else ""
         pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{n}{infix}_{kind}.png" for n in PRIORS])
     pictures.curve_figure(TARGET / "curves.png", panels)
-    compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed"])]
-    pictures.bar_figure(TARGET / "psnr.png", wide(compared, "psnr_db", ["representation", *problems]).T, "PSNR [dB]")
+    compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed", "range"])]
+    compared = wide(compared, "psnr_db", problems).T
+    gain = compared.sub(compared.pop(NAMES["gaussian"]), axis=0)
+    pictures.bar_figure(TARGET / "psnr.png", gain, f"PSNR over the {NAMES['gaussian']}'s [dB]")
     by_count = crossover(table[~table.method.isin(["minimum_norm", "tikhonov"])], params.crossover.measurements)
     few = x[: params.crossover.patches]  # the floors on the very patches of the curves
     floors = {
@@ -292,7 +298,11 @@ def main() -> None:
         )
         for name in PRIORS
     }
-    pictures.crossover_figure(TARGET / "crossover.png", by_count, floors)
+    ranges = [label(name, "range") for name in (*PRIORS, "pca")]
+    confined, others = by_count.loc[ranges], by_count.drop(index=ranges)
+    pictures.crossover_figure(
+        TARGET / "crossover.png", confined, others, [NAMES["gaussian"], NAMES["lasso_dct"]], floors
+    )
     write_csv(TARGET / "table.csv", table)
     write_page(table, by_count, params, reconstructed, posteriors)
 

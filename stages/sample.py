@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
+from genprior.losses import kl_standard_normal
 from genprior.params import InputError, Sample, load_params
 from genprior.patches import draw_patches, load_patches, to_unit
 from genprior.pictures import save_grid
@@ -63,6 +64,19 @@ def measure(real: Tensor, samples: Tensor, settings: Sample, seed: int) -> dict[
     }
 
 
+def code_use(prior: Prior, x: Tensor) -> dict[str, float]:
+    """What a variational encoder tells of patches (N, 1, h, w): its active codes of k, and their mean KL in nats.
+
+    A code is active where its mean's variance over the patches exceeds 0.01 (Burda et al. 2016, section 5.2); where
+    none is, the posterior has collapsed onto the prior.
+    """
+    mean, log_variance = prior.encoder(x)
+    return {
+        "active_codes": int((mean.var(0) > 0.01).sum()),
+        "kl_nats": kl_standard_normal(mean, log_variance).mean().item(),
+    }
+
+
 def between(prior: Prior, pairs: int, columns: int, seed: int) -> Tensor:
     """G along great circles between random codes, where the prior's codes are: (pairs · columns, 1, h, w)."""
     ends = torch.randn(2, pairs, prior.latent_size, generator=torch.Generator().manual_seed(seed))
@@ -102,6 +116,8 @@ def main() -> None:
     for (method, constraint), samples in draws(priors, settings.count, params.seed).items():
         found = values.setdefault(method, {})[constraint] = measure(real, samples, settings, params.seed)
         found["distance_to_train"] = (nearest_distance(samples[: len(real)], known).median() / usual).item()
+        if constraint == "relaxed" and priors[method].is_variational:
+            found.update(code_use(priors[method], held_out))
         if method in priors:
             save_grid(f"data/samples/{method}_{constraint}_neighbours.png", with_neighbours(samples[:20], known, 4))
         write_array(f"data/samples/{method}_{constraint}.npy", samples.squeeze(1).cpu().numpy())

@@ -34,6 +34,9 @@ class Energy(Protocol):
         variance as what the prior and the measurement leave open at its centre z = 0.
         """
 
+    def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+        """The energy of every code for each problem of `rows` (P,), G and S computed once a code: (M, k) -> (M, P)."""
+
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The energy of each code and its gradient: (P,) and (P, k)."""
 
@@ -101,6 +104,11 @@ class RangeEnergy:
         else:
             misfit = squared / (self.sigma**2 * (1 + noise)) + self.y.shape[1] * torch.log1p(noise)
         return 0.5 * (misfit + self.latent_precision * z.square().sum(1)) + self.constant
+
+    def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+        misfit = torch.cdist(self.forward(z), self.y[rows]).square() / (self.sigma**2 * (1 + noise))
+        misfit += self.y.shape[1] * math.log1p(noise)
+        return 0.5 * (misfit + self.latent_precision * z.square().sum(1, keepdim=True)) + self.constant
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return differentiated(self.value, z, rows)
@@ -187,8 +195,8 @@ class RelaxedEnergy:
 
         return with_columns(forward, c)
 
-    def _factors(self, rows: Tensor, c: Tensor, v: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Residual r (P, m), Jacobian B of K U, and the Cholesky factor L of S (P, m, m)."""
+    def _factors(self, c: Tensor, v: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """K x at coefficients c (P, m), Jacobian B of K U, and the Cholesky factor L of S (P, m, m)."""
         predicted, matrix = self._linearise(c)
         if self.products is not None:
             covariance = (v @ self.products).index_select(1, self.unpacked).unflatten(1, (len(matrix), -1))
@@ -196,15 +204,14 @@ class RelaxedEnergy:
             covariance = (matrix * v[:, None, :]) @ matrix.mT
         variance = self.sigma**2 if noise is None else (self.sigma**2 * (1 + noise))[:, None]
         covariance.diagonal(dim1=1, dim2=2).add_(variance)
-        return self.y[rows] - predicted, matrix, _cholesky(covariance)
+        return predicted, matrix, _cholesky(covariance)
 
     def _whitened(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W = L⁻¹B (P, m, n), L⁻¹r (P, m, 1) and L (P, m, m)."""
-        residual, matrix, factor = self._factors(rows, c, v)
+        predicted, matrix, factor = self._factors(c, v)
         # L⁻¹, then products with it: several times as fast as solving for every column of B
-        identity = torch.eye(factor.shape[1], dtype=c.dtype, device=c.device).expand_as(factor)
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        return inverse @ matrix, inverse @ residual.unsqueeze(2), factor
+        inverse = _inverse(factor)
+        return inverse @ matrix, inverse @ (self.y[rows] - predicted).unsqueeze(2), factor
 
     def _energy(self, z: Tensor, rows: Tensor, misfit: Tensor, log_determinant: Tensor) -> Tensor:
         constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
@@ -222,9 +229,28 @@ class RelaxedEnergy:
         if self.diagonal is not None:
             variance, residual = self._variance(v, noise), self.y[rows] - self.diagonal * c
             return self._energy(z, rows, (residual.square() / variance).sum(1), variance.log().sum(1))
-        residual, _, factor = self._factors(rows, c, v, noise)
-        white = torch.linalg.solve_triangular(factor, residual.unsqueeze(2), upper=False)
+        predicted, _, factor = self._factors(c, v, noise)
+        white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
         return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
+
+    def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+        c, v = self.moments(z)
+        spread = z.new_full((len(z),), noise)
+        if noise:
+            v = v + noise * self.moments(torch.zeros_like(z[:1]))[1]
+        y = self.y[rows]
+        if self.diagonal is not None:
+            s, predicted = self._variance(v, spread), self.diagonal * c
+            misfit = (1 / s) @ y.square().T - 2 * (predicted / s) @ y.T
+            misfit += (predicted.square() / s).sum(1, keepdim=True)
+            log_determinant = s.log().sum(1)
+        else:
+            predicted, _, factor = self._factors(c, v, spread)
+            inverse = _inverse(factor)
+            white = inverse @ y.T - inverse @ predicted.unsqueeze(2)  # (M, m, P)
+            misfit, log_determinant = white.square().sum(1), _log_determinant(factor)
+        constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
+        return 0.5 * (misfit + (log_determinant + z.square().sum(1))[:, None]) + constant
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The energy and -Jᵀa + ½ Vᵀ(diag P - a²) + z, the products with J and V by reverse mode."""
@@ -259,10 +285,16 @@ class RelaxedEnergy:
             w, white, _ = self._whitened(rows, c, v)
             a = (white.mT @ w).squeeze(1)
             projected = w @ mean_jacobian
-            precision = w.mT @ w
-            p = precision.diagonal(dim1=1, dim2=2).clone()
+            p = w.square().sum(1)
             fisher = projected.mT @ projected
-            fisher += 0.5 * variance_jacobian.mT @ (precision.square_() @ variance_jacobian)
+            m, n = w.shape[1:]
+            if m * (m + 1) // 2 <= n:  # P∘P = QᵀQ with a row of Q for each pair of W's
+                i, j = torch.tril_indices(m, m, device=w.device)
+                pairs = w[:, i] * torch.where(i == j, 1.0, 2**0.5).to(w)[:, None] * w[:, j]
+                changes = pairs @ variance_jacobian
+                fisher += 0.5 * changes.mT @ changes
+            else:
+                fisher += 0.5 * variance_jacobian.mT @ ((w.mT @ w).square_() @ variance_jacobian)
         if self.matrix is None:
             gradient = self.value_and_gradient(z, rows)[1]
         else:
@@ -276,9 +308,14 @@ class RelaxedEnergy:
         if self.diagonal is not None:
             residual = self.y[rows] - self.diagonal * start - (0 if noise is None else noise)
             return start + v * self.diagonal * residual / self._variance(v)
-        residual, matrix, factor = self._factors(rows, c, v)
+        predicted, matrix, factor = self._factors(c, v)
         # K is linear, or taken as linear around G(z): K start = K G(z) + B (start - c).
-        residual = residual - ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1) - (0 if noise is None else noise)
+        residual = (
+            self.y[rows]
+            - predicted
+            - ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1)
+            - (0 if noise is None else noise)
+        )
         solved = torch.cholesky_solve(residual.unsqueeze(2), factor)
         return start + v * (matrix.mT @ solved).squeeze(2)
 
@@ -316,6 +353,12 @@ def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:
     return factor
 
 
+def _inverse(factor: Tensor) -> Tensor:
+    """L⁻¹ of lower factors (P, m, m)."""
+    identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
+
+
 def _log_determinant(factor: Tensor) -> Tensor:
     """log det L Lᵀ: (P, m, m) -> (P,)."""
     return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -348,103 +391,149 @@ class Modes:
         return Inversion(z, x, self.energy[winner, rows], [STATUS[i] for i in self.state[winner, rows].tolist()])
 
 
-def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 12) -> Modes:
+def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 16) -> Modes:
     """Damped Fisher scoring from starts (S, N, k), the worse half of each problem's dropped after each `audition`.
 
     Successive halving: `iterations` for the two starts that are left in the end, fewer for those dropped on the way.
     """
-    z, problems = starts, torch.arange(starts.shape[1], device=starts.device)
-    while True:
-        count = len(z)
-        last = count <= 2 or iterations <= audition
-        budget = iterations if last else audition
-        codes, value, state = fisher_scoring(energy, z.flatten(0, 1), problems.repeat(count), budget)
-        z, value, state = codes.reshape(z.shape), value.reshape(count, -1), state.reshape(count, -1)
-        if last:
-            return Modes(z, value, state)
-        order = value.argsort(dim=0, stable=True)[: (count + 1) // 2]
-        z = z[order, problems]
-        iterations -= audition
+    count, problems, k = starts.shape
+    kept = torch.arange(count, device=starts.device)[:, None].expand(count, problems)  # starts that are left, (S', N)
+
+    def cull(iteration: int, value: Tensor) -> Tensor | None:
+        nonlocal kept
+        if iteration % audition or len(kept) <= 2:
+            return None
+        order = value.reshape(count, problems).gather(0, kept).argsort(dim=0, stable=True)
+        kept = kept.gather(0, order[: (len(kept) + 1) // 2])
+        left = torch.zeros(count, problems, dtype=torch.bool, device=value.device)
+        return left.scatter_(0, kept, True).flatten()
+
+    rows = torch.arange(problems, device=starts.device).repeat(count)
+    z, value, state = fisher_scoring(energy, starts.flatten(0, 1), rows, iterations, cull=cull)
+    z = z.reshape(starts.shape).gather(0, kept[..., None].expand(-1, -1, k))
+    return Modes(z, *(found.reshape(count, problems).gather(0, kept) for found in (value, state)))
+
+
+def screen(energy: Energy, pool: Tensor, count: int) -> Tensor:
+    """The `count` codes of a pool (M, k) with the lowest energies for each problem, as starts: (count, N, k).
+
+    It pays for the relaxed energy. The range's has its best minima where no draw of the prior is low.
+    """
+    rows = torch.arange(len(energy.y), device=pool.device)
+    starts = [
+        pool[cross_energies(energy, pool, part).topk(count, dim=0, largest=False).indices] for part in rows.split(1024)
+    ]
+    return torch.cat(starts, 1)
+
+
+def cross_energies(energy: Energy, pool: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+    """`energy.cross` of a pool (M, k) by parts, inf where it is not finite: (M, P)."""
+    size = max(1, min(energy.chunk, 2**22 // (len(rows) * energy.y.shape[1])))
+    value = torch.cat([energy.cross(part, rows, noise) for part in pool.split(size)])
+    return torch.where(value.isfinite(), value, torch.inf)
 
 
 def fisher_scoring(
-    energy: Energy, z: Tensor, rows: Tensor, iterations: int, refresh: int = 12, tolerance: float = 1e-5
+    energy: Energy,
+    z: Tensor,
+    rows: Tensor,
+    iterations: int,
+    refresh: int = 18,
+    tolerance: float = 1e-6,
+    cull: Callable[[int, Tensor], Tensor | None] = lambda iteration, value: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise an energy from the codes z (P, k), each with its own damping and its own end; for v = 0 this is LM.
 
-    Step d: (F + μ diag F) d = -g with the Fisher matrix F; μ follows the gain ratio (Nielsen 1999, report
+    Step d = -ρ H g, H = (F + μ diag F)⁻¹ with the Fisher matrix F; μ follows the gain ratio (Nielsen 1999, report
     IMM-REP-1999-05, equation 2.4; Marquardt 1963 for diag F). F is computed anew after every `refresh` accepted steps
-    or three refusals; between, gradients alone correct it, at a third of the cost (`_secant`); refresh = 1 is plain
-    Fisher scoring. A code has converged once a step promises less than `tolerance` (1 + |energy|). Returns the best
-    codes, their energies (inf where even the start has none), and the index of each one's STATUS.
+    or three refusals; between, gradients alone correct H (`_secant`), at a fifth of the cost, and the reach ρ, 1 after
+    a new F and a quarter after a refusal, keeps them in check; refresh = 1 is plain Fisher scoring. A code has
+    converged once a step promises less than `tolerance` (1 + |energy|). Returns the best codes, their energies (inf
+    where even the start has none), and the index of each one's STATUS.
     """
-    z = z.clone()
     value, gradient = _by_parts(energy.value_and_gradient, z, rows, energy.chunk)
     value = torch.where(value.isfinite(), value, torch.inf)
-    fisher = z.new_empty(*z.shape, z.shape[1])
-    damping, growth = torch.full_like(value, 1e-2), torch.full_like(value, 2.0)
-    state = torch.where(value.isfinite(), 0, 2)
-    age = torch.full_like(state, refresh)  # accepted steps since F was computed
-    active = (state == 0).nonzero().squeeze(1)
-    for _ in range(iterations):
-        if len(active) == 0:
+    found, found_value, state = z.clone(), value.clone(), torch.where(value.isfinite(), 0, 2)
+    live = (state == 0).nonzero().squeeze(1)  # the codes that go on; what follows has an entry for each of them
+    z, rows, value, gradient = z[live], rows[live], value[live], gradient[live]
+    inverse = z.new_empty(*z.shape, z.shape[1])
+    damping, growth, reach = torch.full_like(value, 1e-2), torch.full_like(value, 2.0), torch.ones_like(value)
+    age = torch.full_like(live, refresh)  # accepted steps since F was computed
+    for iteration in range(1, iterations + 1):
+        if len(live) == 0:
             break
-        old = active[age[active] >= refresh]
+        wall = damping > 1e12
+        old = (age >= refresh).nonzero().squeeze(1)
         if len(old):
-            gradient[old], fisher[old] = _by_parts(energy.model, z[old], rows[old], energy.model_chunk)
-            age[old] = 0
-        g, f, mu, before = gradient[active], fisher[active], damping[active], value[active]
-        diagonal = f.diagonal(dim1=1, dim2=2)
-        scale = diagonal + 1e-6 * diagonal.mean(1, keepdim=True) + torch.finfo(z.dtype).tiny
-        damped = f.clone()
-        damped.diagonal(dim1=1, dim2=2).add_(mu[:, None] * scale)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        step = -torch.cholesky_solve(g.unsqueeze(2), factor).squeeze(2)
-        curved = torch.bmm(f, step.unsqueeze(2)).squeeze(2)  # F d
-        promised = -(step * (g + 0.5 * curved)).sum(1)
-        usable = (failed == 0) & step.isfinite().all(1)
-        step = torch.where(usable[:, None], step, 0.0)
-        trial, trial_gradient = _by_parts(energy.value_and_gradient, z[active] + step, rows[active], energy.chunk)
-        smooth = usable & trial_gradient.isfinite().all(1)
-        good = smooth & (trial < before)  # false for NaN
-
-        fisher[active] = _secant(f, step, curved, trial_gradient - g, smooth)
-        taken, refused = active[good], active[~good]
-        z[taken] += step[good]
-        value[taken], gradient[taken] = trial[good], trial_gradient[good]
-        gain = ((before - trial) / promised)[good]
-        damping[taken] *= (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)
-        growth[taken] = 2.0
-        age[taken] += 1
-        damping[refused] *= growth[refused]
-        growth[refused] *= 2
-        worn = ~good & (growth[active] >= 16) & (age[active] > 0)  # refused again and again: perhaps F's fault
-        age[active[worn]] = refresh
+            gradient[old], fisher = _by_parts(energy.model, z[old], rows[old], energy.model_chunk)
+            inverse[old] = _damped_inverse(fisher, damping[old])
+            wall[old] |= ~(gradient[old].isfinite().all(1) & fisher.flatten(1).isfinite().all(1))
+            age[old], reach[old] = 0, 1.0
+        newton = torch.bmm(inverse, gradient.unsqueeze(2)).squeeze(2)  # H g
+        step, length = -reach[:, None] * newton, (newton * gradient).sum(1)
+        trial, trial_gradient = _by_parts(energy.value_and_gradient, z + step, rows, energy.chunk)
+        smooth = trial_gradient.isfinite().all(1)
+        good = smooth & (trial < value)  # false for NaN
+        _secant(inverse, step, -reach[:, None] * gradient, trial_gradient - gradient, smooth)
+        gain = (value - trial) / (reach * (1 - reach / 2) * length)  # over what the step promised
         # A step that damping alone made short promises little anywhere: while such are taken, there is more to gain.
-        done = usable & (promised <= tolerance * (1 + before.abs())) & ~worn & ~(good & (mu > 1))
+        done = (0.5 * length <= tolerance * (1 + value.abs())) & ~(good & (damping > 1))
+
+        z = torch.where(good[:, None], z + step, z)
+        value, gradient = torch.where(good, trial, value), torch.where(good[:, None], trial_gradient, gradient)
+        damping = damping * torch.where(good, (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2), growth)
+        growth = torch.where(good, 2.0, 2 * growth)
+        reach = torch.where(good, (2 * reach).clamp_max(1.0), reach / 4)
+        worn = growth >= 16  # refused again and again: perhaps H's fault
+        done &= ~(worn & (age > 0))
+        age = torch.where(worn, refresh, age + good)
+
         # A wall of values that are not finite also makes steps small: the best code is kept, under its name.
-        lost = ~(g.isfinite().all(1) & f.flatten(1).isfinite().all(1)) | (damping[active] > 1e12)
-        wall = lost | (done & ~trial.isfinite())
-        state[active[done]] = 1
-        state[active[wall]] = 2
-        active = active[~(done | wall)]
-    return z, value, state
+        wall |= done & ~trial.isfinite()
+        state[live[done]], state[live[wall]] = 1, 2
+        going = ~(done | wall)
+        if (left := cull(iteration, found_value.index_copy(0, live, value))) is not None:
+            going &= left[live]
+        if not going.all():
+            found[live], found_value[live] = z, value
+            kept = going.nonzero().squeeze(1)
+            live, z, rows, value, gradient, inverse, damping, growth, reach, age = (
+                entries[kept] for entries in (live, z, rows, value, gradient, inverse, damping, growth, reach, age)
+            )
+    found[live], found_value[live] = z, value
+    return found, found_value, state
 
 
-def _secant(fisher: Tensor, step: Tensor, curved: Tensor, change: Tensor, usable: Tensor) -> Tensor:
-    """The BFGS update of F from the gradient's change y along a step d, Powell-damped, which keeps it positive.
+def _damped_inverse(fisher: Tensor, damping: Tensor) -> Tensor:
+    """(F + μ diag F)⁻¹ of Fisher matrices (P, k, k) and dampings (P,); without the rest of F where that is not > 0."""
+    diagonal = fisher.diagonal(dim1=1, dim2=2)
+    scale = diagonal + 1e-6 * diagonal.mean(1, keepdim=True) + torch.finfo(fisher.dtype).tiny
+    damped = fisher.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(damping[:, None] * scale)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed.any():
+        alone = ((1 + damping)[:, None] * scale).sqrt().diag_embed()
+        factor = torch.where((failed > 0)[:, None, None], alone, factor)
+    return torch.cholesky_inverse(factor)
 
-    F + y yᵀ / yᵀd - F d (F d)ᵀ / dᵀF d with curved = F d; y is moved towards F d where yᵀd < 0.2 dᵀF d. Where not
-    `usable`, F stays. (P, k, k), (P, k), (P, k), (P, k), (P,) -> (P, k, k). Nocedal & Wright 2006, procedure 18.2.
+
+def _secant(inverse: Tensor, step: Tensor, curved: Tensor, change: Tensor, usable: Tensor) -> None:
+    """The BFGS update, in place, of inverses H from the gradient's change y along steps d, `curved` = H⁻¹ d.
+
+    (I - d yᵀ / yᵀd) H (I - y dᵀ / yᵀd) + d dᵀ / yᵀd, Powell-damped, which keeps it positive: y is moved towards H⁻¹ d
+    where yᵀd < 0.2 dᵀH⁻¹d. Where not `usable`, H stays. (P, k, k), then (P, k) thrice, (P,).
+    Nocedal & Wright 2006, equation 6.17 and procedure 18.2.
     """
     along, expected = (step * change).sum(1), (step * curved).sum(1)
-    usable = usable & (expected > 0)
     theta = torch.where(along < 0.2 * expected, 0.8 * expected / (expected - along), 1.0)
     change = curved + theta[:, None] * (change - curved)
     along = (step * change).sum(1)
-    gained = torch.where(usable[:, None], change / along.sqrt()[:, None], 0.0)
-    lost = torch.where(usable[:, None], curved / expected.sqrt()[:, None], 0.0)
-    return torch.baddbmm(fisher, torch.stack([gained, -lost], 2), torch.stack([gained, lost], 1))
+    usable = (usable & (along > 0))[:, None]
+    moved = torch.bmm(inverse, change.unsqueeze(2)).squeeze(2)  # H y
+    along = along[:, None]
+    other = 0.5 * (1 + (moved * change).sum(1, keepdim=True) / along) / along * step - moved / along
+    step, other = torch.where(usable, step, 0.0), torch.where(usable, other, 0.0)
+    inverse.baddbmm_(torch.stack([step, other], 2), torch.stack([other, step], 1))
 
 
 def _by_parts(function: Callable, z: Tensor, rows: Tensor, size: int) -> Tensor | tuple[Tensor, ...]:

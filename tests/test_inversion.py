@@ -18,6 +18,7 @@ from genprior.inversion import (
     adam,
     fisher_scoring,
     lbfgs,
+    screen,
     search,
     with_columns,
 )
@@ -230,29 +231,65 @@ def test_jacobian_against_finite_differences(draw):
 
 
 def test_secant_learns_the_curvature_of_a_quadratic(draw):
-    """k steps along conjugate directions give BFGS the Hessian itself, wherever it starts."""
+    """k steps along conjugate directions give BFGS the inverse Hessian itself, wherever it starts."""
     root = torch.randn(5, 4, 4, generator=draw)
     hessian = root @ root.mT + 0.1 * torch.eye(4)
-    fisher, usable = 3 * hessian, torch.tensor([True] * 4 + [False])  # steep enough not to be damped
+    inverse, usable = torch.linalg.inv(3 * hessian), torch.tensor([True] * 4 + [False])  # steep: nothing is damped
+    untouched = inverse[4].clone()
     for step in torch.linalg.inv(torch.linalg.cholesky(hessian)).mT.unbind(2):
-        fisher = _secant(fisher, step, (fisher @ step[..., None])[..., 0], (hessian @ step[..., None])[..., 0], usable)
-    torch.testing.assert_close(fisher[:4], hessian[:4])
-    torch.testing.assert_close(fisher[4], 3 * hessian[4])
+        curved = torch.linalg.solve(inverse, step)
+        _secant(inverse, step, curved, (hessian @ step[..., None])[..., 0], usable)
+    torch.testing.assert_close(inverse[:4], torch.linalg.inv(hessian[:4]))
+    torch.testing.assert_close(inverse[4], untouched)
 
 
 def test_secant_stays_positive_where_the_energy_is_concave(draw):
-    fisher, step = torch.eye(4).expand(50, 4, 4), torch.randn(50, 4, generator=draw)
-    updated = _secant(fisher, step, step, -step, torch.ones(50, dtype=torch.bool))
-    assert torch.linalg.eigvalsh(updated).min() > 0.1
+    inverse, step = torch.eye(4).repeat(50, 1, 1), torch.randn(50, 4, generator=draw)
+    _secant(inverse, step, step, -step, torch.ones(50, dtype=torch.bool))
+    assert torch.linalg.eigvalsh(inverse).min() > 0.1
 
 
-def test_fisher_matrix_is_the_expected_hessian(draw):
+@pytest.mark.parametrize("name", ["identity", "blur", "sensing", "deepinv", "phaseless", "saturation"])
+@pytest.mark.parametrize("constraint", ["range", "relaxed"])
+def test_every_code_for_every_problem_is_each_ones_energy(draw, name, constraint):
+    energy = energies(draw, name)[constraint]
+    z, problems = torch.randn(7, 3, generator=draw), torch.tensor([2, 0, 3])
+    for noise in (0.0, 0.7):
+        crossed = energy.cross(z, problems, noise)
+        each = energy.value(z.repeat_interleave(3, 0), problems.repeat(7), torch.full((21,), noise))
+        torch.testing.assert_close(crossed, each.reshape(7, 3))
+
+
+def test_screening_picks_the_lowest(draw):
+    energy = energies(draw, "sensing")["relaxed"]
+    pool = torch.randn(50, 3, generator=draw)
+    starts = screen(energy, pool, 2)
+    for i in range(4):
+        values = energy.value(pool, torch.full((50,), i))
+        torch.testing.assert_close(energy.value(starts[:, i], torch.full((2,), i)), values.sort().values[:2])
+
+
+def test_culled_starts_are_gone_and_the_others_as_if_alone(draw):
+    """Ten starts, of which the first audition leaves five: the best of those is what the best would reach by itself."""
+    energy = range_energy(curved(draw), torch.randn(30, 20, generator=draw), 0.01)
+    starts = torch.randn(10, 30, 3, generator=draw)
+    modes = search(energy, starts, 24, audition=12)
+    assert len(modes.z) <= 5
+    rows = torch.arange(30).repeat(10)
+    _, early, _ = fisher_scoring(energy, starts.flatten(0, 1), rows, 12)
+    at_end = fisher_scoring(energy, starts.flatten(0, 1), rows, 24)[1].reshape(10, 30)
+    left = early.reshape(10, 30).argsort(dim=0, stable=True)[:5]
+    torch.testing.assert_close(modes.energy.min(0).values, at_end.gather(0, left).min(0).values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("m", [5, 7])  # two ways to the same matrix
+def test_fisher_matrix_is_the_expected_hessian(draw, m):
     """Averaged over measurements drawn at z, the Hessian of the energy is the Fisher matrix (plus the prior's I)."""
-    moments, operator, count = curved_moments(draw), gaussian_sensing(SHAPE, 7, draw), 15_000
+    moments, operator, count = curved_moments(draw), gaussian_sensing(SHAPE, m, draw), 15_000
     z = torch.randn(1, 3, generator=draw)
     mean, variance = moments(z)
     x = (mean + variance.sqrt() * torch.randn(count, N, generator=draw)) @ BASIS.T
-    y = operator.A(x.reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(count, 7, generator=draw)
+    y = operator.A(x.reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(count, m, generator=draw)
     energy = RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1)
     rows = torch.arange(count)
     expected = energy.model(z, rows[:1])[1][0]

@@ -7,7 +7,7 @@ the units of y.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -211,6 +211,10 @@ class Measured:
     operator: nn.Module
     sigma: float
     y: Tensor
+
+    def of(self, count: int) -> "Measured":
+        """The same problem for the first `count` patches."""
+        return replace(self, y=self.y[:count])
 
     def residual_over_sigma(self, estimate: Tensor) -> float:
         """Root mean square of K x̂ - y in units of sigma, x̂ (N, 1, h, w): about 1 where x̂ explains y, not its noise."""

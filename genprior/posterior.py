@@ -1,8 +1,8 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
-A Laplace mixture at the best modes proposes and importance sampling weighs, which gives the effective sample size and
-the evidence p(y). Trained decoders are often too curved for that: then sequential Monte Carlo goes from the prior to
-the posterior along two paths, which finds what no mode stands for.
+A Laplace mixture at the best modes proposes, importance sampling weighs, and the mixture is fitted anew to what it
+finds, a few times over: that gives the effective sample size and the evidence p(y). Where it stays low, sequential
+Monte Carlo goes from the prior to the posterior along two paths, which finds what no mode stands for.
 """
 
 import math
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genprior.inversion import LOG_2_PI, Energy, Modes, _by_parts
+from genprior.inversion import LOG_2_PI, Energy, Modes, _by_parts, cross_energies
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"
+FADING_LEVELS = (1e4, 300.0, 30.0, 5.0, 1.0, 0.2, 0.0)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Posterior:
     """Equally weighted samples of each problem and what is known of them.
 
     z: (N, S, k). log_evidence: log p(y) in nats, (N,), and its standard error. effective: the effective sample size of
-    the importance weights as a share of S, (N,), in (0, 1]: what the proposal was worth. method: N strings.
+    the importance weights as a share of S, (N,), in (0, 1]: what the proposals were worth. method: N strings.
     """
 
     z: Tensor
@@ -74,18 +75,43 @@ class Mixture:
             z = torch.where((chosen == j)[..., None], moved, z)
         return z
 
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Each component's log w_j t_ν(z) and squared distance, both (J, N, S)."""
+        k, degrees = z.shape[2], self.DEGREES
+        constant = math.lgamma((degrees + k) / 2) - math.lgamma(degrees / 2) - k / 2 * math.log(degrees * math.pi)
+        factor = self.factor.transpose(0, 1)
+        squared = ((z - self.centre.transpose(0, 1)[:, :, None]) @ factor).square().sum(3)
+        scale = self.log_weight.T + constant + factor.diagonal(dim1=2, dim2=3).log().sum(2)
+        return scale[..., None] - (degrees + k) / 2 * torch.log1p(squared / degrees), squared
+
     def log_density(self, z: Tensor) -> Tensor:
         """(N, S, k) -> (N, S)."""
-        k = z.shape[2]
-        degrees = self.DEGREES
-        constant = math.lgamma((degrees + k) / 2) - math.lgamma(degrees / 2) - k / 2 * math.log(degrees * math.pi)
-        parts = [math.log(self.PRIOR_SHARE) - 0.5 * (z.square().sum(2) + k * LOG_2_PI)]
-        for j in range(self.centre.shape[1]):
-            factor = self.factor[:, j]
-            squared = ((z - self.centre[:, j, None]) @ factor).square().sum(2)
-            density = constant + factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
-            parts.append(self.log_weight[:, j, None] + density - (degrees + k) / 2 * torch.log1p(squared / degrees))
-        return torch.stack(parts).logsumexp(0)
+        prior = math.log(self.PRIOR_SHARE) - 0.5 * (z.square().sum(2) + z.shape[2] * LOG_2_PI)
+        return torch.cat([self._parts(z)[0], prior[None]]).logsumexp(0)
+
+    def refitted(self, z: Tensor, log_weight: Tensor, strength: float = 20.0) -> "Mixture":
+        """One step of expectation maximisation on weighted samples (N, S, k), (N, S).
+
+        Each component is held back as if where it is rested on `strength` samples. Cappé et al. 2008, section 4.
+        """
+        parts, squared = self._parts(z)
+        weight = log_weight.softmax(1)
+        share = parts.softmax(0) * weight  # of each component in each sample, (J, N, S)
+        counting = share.sum(2) / weight.square().sum(1)  # samples that each rests on, (J, N)
+        pull = (share * (self.DEGREES + z.shape[2]) / (self.DEGREES + squared))[
+            ..., None
+        ]  # Student's, few for far ones
+        old = self.centre.transpose(0, 1)
+        mean = (pull * z).sum(2) / pull.sum(2).clamp_min(1e-30)
+        centre = old + (counting / (counting + strength / 2))[..., None] * (mean - old)
+        offset = z - centre[:, :, None]
+        scatter = (pull * offset).mT @ offset / share.sum(2).clamp_min(1e-30)[..., None, None]
+        held = (strength / (counting + strength))[..., None, None]
+        covariance = (1 - held) * scatter + held * torch.cholesky_inverse(self.factor.transpose(0, 1))
+        factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv(covariance))
+        factor = torch.where((failed > 0)[..., None, None], self.factor.transpose(0, 1), factor)
+        log_share = (counting + strength / 10 / len(parts)).log().T.log_softmax(1)
+        return Mixture(log_share + math.log(1 - self.PRIOR_SHARE), centre.transpose(0, 1), factor.transpose(0, 1))
 
 
 def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
@@ -124,26 +150,44 @@ def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
 
 
 def sample_posterior(
-    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.5
+    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.25
 ) -> Posterior:
     """Samples of p(z | y) and the evidence of every problem, from the modes that `search` found.
 
-    log p(y) = log mean w, w = p(y, z) / q(z), with standard error ((1/ESS - 1) / S)^½ (delta method), ESS the
-    effective share (Σw)² / (S Σw²). Problems where it is below `minimum_effective` go through `smc`: a few
+    Problems where the effective share of `importance_samples` is below `minimum_effective` go through `smc`: a few
     samples that carry the weight look more alike than the posterior is, and hide what the modes do not stand for.
     """
-    proposal = laplace_mixture(energy, modes)
-    z = proposal.sample(samples, generator)
-    log_weight = log_joint(energy, z) - proposal.log_density(z)
-    evidence, effective = _mean_and_effective(log_weight)
-    error = ((1 / effective - 1) / samples).sqrt()
-    z = _take(z, _resample(log_weight, generator))
+    z, log_weight = importance_samples(energy, laplace_mixture(energy, modes), samples, generator)
+    evidence, share = _mean_and_effective(log_weight)
+    drawn = log_weight.shape[1]
+    error = ((1 / share - 1) / drawn).sqrt()  # delta method
+    effective = (share * drawn / samples).clamp_max(1.0)
+    z = _take(z, _resample(log_weight, samples, generator))
     poor = effective < minimum_effective
     if poor.any():
-        z[poor], evidence[poor], error[poor] = smc(
-            _Rows(energy, poor.nonzero().squeeze(1)), _normal(z[poor], generator), generator
-        )
+        part = _Rows(energy, poor.nonzero().squeeze(1))
+        z[poor], evidence[poor], error[poor] = smc(part, samples, z.shape[2], generator)
     return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
+
+
+def importance_samples(
+    energy: Energy, proposal: Mixture, samples: int, generator: torch.Generator, rounds: int = 6
+) -> tuple[Tensor, Tensor]:
+    """Codes (N, T, k) and log w (N, T), w = p(y, z) / mean_r q_r(z), of `rounds` proposals, each fitted to all before.
+
+    log p(y) = log mean w. T = rounds · samples / 2. Adaptive multiple importance sampling: Cornuet et al. 2012,
+    algorithm 1; the fit: Cappé et al. 2008.
+    """
+    proposals, z, joint = [], [], []
+    for _ in range(rounds):
+        proposals.append(proposal)
+        z.append(proposal.sample((samples + 1) // 2, generator))
+        joint.append(log_joint(energy, z[-1]))
+        drawn = torch.cat(z, 1)
+        density = torch.stack([proposal.log_density(drawn) for proposal in proposals]).logsumexp(0)
+        log_weight = torch.cat(joint, 1) - density + math.log(len(proposals))
+        proposal = proposal.refitted(drawn, log_weight)
+    return drawn, log_weight
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,21 +197,22 @@ def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return total - math.log(samples), (2 * total - squares).exp() / samples
 
 
-def _resample(log_weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Systematic resampling by weight (Douc et al. 2005): indices of as many samples, (N, S) -> (N, S)."""
-    samples = log_weight.shape[1]
-    cumulative = log_weight.softmax(1).cumsum(1)
-    offset = torch.rand(len(log_weight), 1, generator=generator, dtype=cumulative.dtype).to(cumulative.device)
+def _resample(log_weight: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """Systematic resampling by weight (Douc et al. 2005): indices of `samples` of them, (N, M) -> (N, samples)."""
+    cumulative = log_weight.double().softmax(1).cumsum(1)
+    offset = torch.rand(len(log_weight), 1, generator=generator, dtype=torch.double).to(cumulative.device)
     points = (torch.arange(samples, device=cumulative.device) + offset) / samples
-    return torch.searchsorted(cumulative, points).clamp_max(samples - 1)
+    return torch.searchsorted(cumulative, points).clamp_max(log_weight.shape[1] - 1)
 
 
 def _take(z: Tensor, index: Tensor) -> Tensor:
-    return z.gather(1, index[..., None].expand_as(z))
+    return z.gather(1, index[..., None].expand(-1, -1, z.shape[2]))
 
 
-def smc(energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential Monte Carlo from samples of the prior to as many of the posterior, (N, S, k), along two paths.
+def smc(
+    energy: Energy, samples: int, k: int, generator: torch.Generator, refreshed: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequential Monte Carlo from the prior to posterior samples (N, samples, k), along two paths.
 
     Tempering, p(z) p(y | z)^β, is blind to codes whose S(z) is narrow, worth nothing until β is near 1. A fading
     error, p(z) N(y; K G(z), S(z) + s S(0)), sees them, but goes astray where y is far from all that the prior draws.
@@ -175,64 +220,97 @@ def smc(energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float 
     Returns the samples, log p(y) and its standard error: of the two paths' own, or of their difference where that is
     more. None of it knows of a mode that no sample found.
     """
-    paths = [annealed_smc(energy, z, generator, refreshed, path) for path in (TEMPERING, FADING)]
+    paths = [annealed_smc(energy, samples, k, generator, refreshed, path) for path in (TEMPERING, FADING)]
     evidence = torch.stack([evidence for _, evidence, _ in paths])
     share = evidence.softmax(0)
     # The shares in turn, not at random: as many samples of each path as its share says, to within one.
-    count = z.shape[1]
-    first = (share[0] * count + torch.rand(len(z), generator=generator).to(z)).floor()
-    fading = torch.arange(count, device=z.device) >= first[:, None]
+    first = (share[0] * samples + torch.rand(share.shape[1], generator=generator).to(share)).floor()
+    fading = torch.arange(samples, device=share.device) >= first[:, None]
     mixed = torch.where(fading[..., None], paths[1][0], paths[0][0])
     own = (share * torch.stack([error for *_, error in paths])).square().sum(0).sqrt()
     return mixed, evidence.logsumexp(0) - math.log(2), torch.maximum(own, (share[0] - share[1]).abs())
 
 
 def annealed_smc(
-    energy: Energy, z: Tensor, generator: torch.Generator, refreshed: float, path: str, most: int = 200
+    energy: Energy,
+    samples: int,
+    k: int,
+    generator: torch.Generator,
+    refreshed: float,
+    path: str,
+    pool: int = 4096,
+    most: int = 200,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential Monte Carlo along one of `smc`'s paths: samples (N, S, k), log p(y) and its standard error (N,).
+    """Sequential Monte Carlo along one of `smc`'s paths: samples (N, samples, k), log p(y) and its standard error (N,).
 
-    Each step goes about as far as the weights keep half their effective size, resamples, and moves the samples until
-    they are `refreshed` that many times (`_move`); the last of at most `most` steps goes to the end. The error is
-    (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th.
+    It begins with a pool of prior draws, the same for all problems, and each problem's own step away from the prior
+    (`_first_step`). Each further step goes about as far as the weights keep half their effective size, resamples, and
+    moves the samples until they are `refreshed` that many times (`_move`); the last of at most `most` steps goes to the
+    end. The error is (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th of the pool.
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
-    z, count = z.clone(), z.shape[1]
-    evidence, reach, power, noise = z.new_zeros(len(z)), z.new_full((len(z),), 0.7), *z.new_zeros(2, len(z))
-    if path == TEMPERING:
-        likelihood = _log_likelihood(energy, z, noise)
-    else:
-        power, noise = power + 1, noise + 1e8  # which tells no code from another
-        likelihood = torch.zeros_like(z[..., 0])
-    factor = z.new_full((len(z),), 100.0)  # by which the next step lowers the noise
-    founder = torch.arange(count, device=z.device).repeat(len(z), 1)
-    live = torch.arange(len(z), device=z.device)  # problems that have not arrived
+    like = energy.y
+    draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
+    first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
+    founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
+    z, reach, factor = draws[founder], torch.full_like(power, 0.7), torch.full_like(power, 10.0)
+    live = _numbers(like)  # problems that have not arrived
     for step in range(most):
         part, last = _Rows(energy, live), step == most - 1
-        if path == TEMPERING:
-            raised = torch.ones_like(power[live]) if last else _next_power(likelihood[live], power[live])
-            log_weight, power[live] = _powered(likelihood[live], raised - power[live]), raised
-        else:
-            lower, noise[live], factor[live] = _lower(part, z[live], likelihood[live], noise[live], factor[live], last)
-            log_weight, likelihood[live] = _change(lower, likelihood[live]), lower
-        evidence[live] += _mean_and_effective(log_weight)[0]
-        index = _resample(log_weight, generator)
-        z[live], founder[live] = _take(z[live], index), founder[live].gather(1, index)
+        if step > 0:
+            if path == TEMPERING:
+                raised = torch.ones_like(power[live]) if last else _next_power(likelihood[live], power[live])
+                log_weight, power[live] = _powered(likelihood[live], raised - power[live]), raised
+            else:
+                lower, noise[live], factor[live] = _lower(
+                    part, z[live], likelihood[live], noise[live], factor[live], last
+                )
+                log_weight, likelihood[live] = _change(lower, likelihood[live]), lower
+            evidence[live] += _mean_and_effective(log_weight)[0]
+            index = _resample(log_weight, samples, generator)
+            z[live], founder[live] = _take(z[live], index), founder[live].gather(1, index)
+            likelihood[live] = likelihood[live].gather(1, index)
         z[live], likelihood[live], reach[live] = _move(
-            part,
-            z[live],
-            likelihood[live].gather(1, index),
-            power[live],
-            noise[live],
-            reach[live],
-            generator,
-            refreshed,
+            part, z[live], likelihood[live], power[live], noise[live], reach[live], generator, refreshed
         )
         live = live[(power[live] < 1) | (noise[live] > 0)]
         if len(live) == 0:
             break
-    share = torch.zeros_like(z[..., 0]).scatter_add_(1, founder, torch.full_like(z[..., 0], 1 / count))
+    share = z.new_zeros(len(z), pool).scatter_add_(1, founder, torch.full_like(z[..., 0], 1 / samples))
     return z, evidence, share.square().sum(1).sqrt()
+
+
+def _first_step(
+    energy: Energy, pool: Tensor, rows: Tensor, samples: int, generator: torch.Generator, path: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As far from the prior as leaves `samples` of a pool (M, k) effective: the first step of `annealed_smc`.
+
+    Each problem's samples as indices into the pool and their log likelihoods, (P, samples), the evidence's change, the
+    power and the noise, (P,). The fading error's noise is the least of a few levels that all problems share.
+    """
+
+    def likelihood_at(noise: float) -> Tensor:
+        return (0.5 * pool.square().sum(1, keepdim=True) - cross_energies(energy, pool, rows, noise)).T
+
+    share = samples / len(pool)
+    power, noise = torch.ones_like(rows, dtype=pool.dtype), torch.zeros_like(rows, dtype=pool.dtype)
+    if path == TEMPERING:
+        likelihood = likelihood_at(0.0)
+        power = _next_power(likelihood, torch.zeros_like(power), share)
+        log_weight = _powered(likelihood, power)
+    else:
+        going = torch.ones_like(rows, dtype=torch.bool)
+        for level in FADING_LEVELS:
+            lower = likelihood_at(level)
+            if level < FADING_LEVELS[0]:
+                going &= _mean_and_effective(lower)[1] >= share
+            if not going.any():
+                break
+            likelihood = torch.where(going[:, None], lower, likelihood) if level < FADING_LEVELS[0] else lower
+            noise = torch.where(going, level, noise)
+        log_weight = likelihood
+    index = _resample(log_weight, samples, generator)
+    return index, likelihood.gather(1, index), _mean_and_effective(log_weight)[0], power, noise
 
 
 def _next_power(likelihood: Tensor, power: Tensor, share: float = 0.5) -> Tensor:
@@ -336,6 +414,10 @@ def _log_likelihood(energy: Energy, z: Tensor, noise: Tensor) -> Tensor:
     return log_joint(energy, z, noise) + 0.5 * (z.square() + LOG_2_PI).sum(2)
 
 
+def _numbers(y: Tensor) -> Tensor:
+    return torch.arange(len(y), device=y.device)
+
+
 class _Rows:
     """An energy of some of its problems, numbered anew."""
 
@@ -344,3 +426,6 @@ class _Rows:
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor) -> Tensor:
         return self.energy.value(z, self.rows[rows], noise)
+
+    def cross(self, z: Tensor, rows: Tensor, noise: float) -> Tensor:
+        return self.energy.cross(z, self.rows[rows], noise)

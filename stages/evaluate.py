@@ -10,9 +10,9 @@ import sys
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, LOG_2_PI, Energy, Inversion, RangeEnergy, RelaxedEnergy, search
+from genprior.inversion import CONVERGED, LOG_2_PI, Energy, Inversion, RangeEnergy, RelaxedEnergy, screen, search
 from genprior.operators import Identity, Measured, pose
-from genprior.params import Evaluate, InputError, load_params
+from genprior.params import Evaluate, InputError, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
 from genprior.posterior import ANNEALED, TEMPERING, Posterior, annealed_smc, log_joint, sample_posterior
 from genprior.prior import Prior, load_prior
@@ -20,6 +20,7 @@ from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
+SCREENED = 2048  # draws from the prior among which a relaxed search finds its starts
 
 
 def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evaluate) -> Energy:
@@ -31,16 +32,22 @@ def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evalua
 
 
 def starting_codes(prior: Prior, count: int, patches: int, seed: int) -> Tensor:
-    """Where a search begins: the prior's centre, then draws from it: (count, patches, k)."""
+    """The prior's centre, then draws from it, for each patch: (count, patches, k)."""
     starts = torch.randn(count, patches, prior.latent_size, generator=torch.Generator().manual_seed(seed))
     starts[0] = 0
     return starts.to(prior.code_mean.device)
 
 
-def restore(prior: Prior, energy: Energy, constraint: str, settings: Evaluate, patches: int, seed: int) -> Inversion:
-    """The best code and image of each patch, with the starts and iterations that the settings give the constraint."""
-    solver = getattr(settings, constraint)
-    return search(energy, starting_codes(prior, solver.starts, patches, seed), solver.iterations).best(energy)
+def starts_of(prior: Prior, energy: Energy, count: int, seed: int) -> Tensor:
+    """Where the search of an energy begins; relaxed, the most probable ones of many draws: (count, N, k)."""
+    if isinstance(energy, RangeEnergy):
+        return starting_codes(prior, count, len(energy.y), seed)
+    return screen(energy, starting_codes(prior, SCREENED, 1, seed).squeeze(1), count)
+
+
+def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
+    """The best code and image of each patch, with so many starts and iterations."""
+    return search(energy, starts_of(prior, energy, solver.starts, seed), solver.iterations).best(energy)
 
 
 def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
@@ -54,8 +61,7 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
 
 def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed: int) -> float:
     """Nats that the search leaves on the first `count` patches against the best of a far longer one; never negative."""
-    starts = starting_codes(prior, 16, min(count, len(found.z)), seed + 1)
-    longer = search(energy, starts, 150, audition=25).best(energy).energy
+    longer = search(energy, starts_of(prior, energy, 16, seed + 1)[:, :count], 150, audition=150).best(energy).energy
     ours = found.energy[: len(longer)]
     return (ours - torch.minimum(ours, longer)).mean().item()
 
@@ -65,29 +71,27 @@ def measures(problem: Measured, x: Tensor, estimate: Tensor) -> dict[str, float]
     return {**reconstruction_measures(x, estimate), "residual_over_sigma": problem.residual_over_sigma(estimate)}
 
 
-def posterior_of(prior: Prior, energy: Energy, patches: int, settings: Evaluate, seed: int) -> Posterior:
-    """Posterior samples for the first `patches` of an energy's problems."""
+def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, seed: int) -> Posterior:
+    """Posterior samples for an energy's problems."""
     # All starts to the end, none dropped: a mode of its own that looks poor early may hold half the posterior.
     iterations = settings.relaxed.iterations
-    modes = search(energy, starting_codes(prior, 8, patches, seed), iterations, audition=iterations)
+    modes = search(energy, starts_of(prior, energy, 4, seed), iterations, audition=iterations)
     return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
 
 
-def posterior_mean(energy: Energy, patches: int, k: int, samples: int, seed: int) -> Tensor:
+def posterior_mean(energy: Energy, k: int, samples: int, seed: int) -> Tensor:
     """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w)."""
-    draw = torch.Generator().manual_seed(seed)
-    z = torch.randn(patches, samples, k, generator=draw).to(energy.y.device)
     # A mean asks less of the samples than their tails do.
-    z, _, _ = annealed_smc(energy, z, draw, 0.25, TEMPERING)
-    rows = torch.arange(patches, device=z.device).repeat_interleave(samples)
+    z, _, _ = annealed_smc(energy, samples, k, torch.Generator().manual_seed(seed), 0.25, TEMPERING)
+    rows = torch.arange(len(z), device=z.device).repeat_interleave(samples)
     parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
     x = torch.cat([energy.estimate(*part) for part in parts])
-    return x.unflatten(0, (patches, samples)).mean(1)
+    return x.unflatten(0, (len(z), samples)).mean(1)
 
 
 def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
     """How often credible intervals hold the truth, how far to believe the sampler, and the samples (N, S, h, w)."""
-    posterior = posterior_of(prior, energy, len(x), settings, seed)
+    posterior = posterior_of(prior, energy, settings, seed)
     generator = torch.Generator().manual_seed(seed)
     samples = posterior.images(lambda z, rows: energy.draw(z, rows, generator))
     found = {
@@ -102,7 +106,7 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, Identity(), x, 0.0)
-    posterior = posterior_of(prior, energy, len(x), settings, seed)
+    posterior = posterior_of(prior, energy, settings, seed)
     n = x[0].numel()
     per_pixel = posterior.log_evidence / n
     return {
@@ -159,24 +163,26 @@ def main() -> None:
         bar.set_postfix(problem=problem.name)
         for constraint in own:
             energy = energy_of(prior, problem, constraint, settings)
-            found = restore(prior, energy, constraint, settings, len(x), seed)
+            found = restore(prior, energy, getattr(settings, constraint), seed)
             row = values[constraint][problem.name] = measures(problem, x, found.x)
             row["converged"] = found.status.count(CONVERGED) / len(x)
             row["solver_gap"] = solver_gap(prior, energy, found, settings.solver_patches, seed)
             if constraint == "range":
                 row["added_mse"] = row["mse"] - bias
             else:
-                mean = posterior_mean(energy, len(x), prior.latent_size, settings.mean_samples, seed)
+                mean = posterior_mean(energy, prior.latent_size, settings.mean_samples, seed)
                 values["mean"][problem.name] = measures(problem, x, mean)
                 restored["mean"].append(mean)
-                spread, samples = uncertainty(prior, energy, x[:held_out], settings, seed)
+                spread, samples = uncertainty(
+                    prior, energy_of(prior, problem.of(held_out), constraint, settings), x[:held_out], settings, seed
+                )
                 row.update(spread)
                 posteriors.append(picture_rows(samples))
             restored[constraint].append(found.x)
 
             # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
             energy = energy_of(prior, in_range[constraint][i], constraint, settings)
-            found = restore(prior, energy, constraint, settings, held_out, seed)
+            found = restore(prior, energy, getattr(settings, constraint), seed)
             row["in_range_psnr_db"] = reconstruction_measures(own[constraint], found.x)["psnr_db"]
             if constraint == "relaxed":
                 spread, _ = uncertainty(prior, energy, own[constraint], settings, seed)
@@ -185,7 +191,7 @@ def main() -> None:
     for problem in pose(params.crossover_problems(), few, seed):
         for constraint in own:
             energy = energy_of(prior, problem, constraint, settings)
-            found = restore(prior, energy, constraint, settings, len(few), seed)
+            found = restore(prior, energy, getattr(settings, constraint), seed)
             values[constraint][problem.name] = reconstruction_measures(few, found.x)
 
     x_likelihood = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))

@@ -50,7 +50,7 @@ def test_relaxed_restores_better_than_its_range_does(prior, x, problems):
         error = {}
         for constraint in ("range", "relaxed"):
             energy = evaluate.energy_of(prior, problem, constraint, SETTINGS)
-            found = evaluate.restore(prior, energy, constraint, SETTINGS, len(x), 0)
+            found = evaluate.restore(prior, energy, getattr(SETTINGS, constraint), 0)
             error[constraint] = evaluate.measures(problem, x, found.x)["mse"]
             assert evaluate.solver_gap(prior, energy, found, 4, 0) >= 0
         assert error["relaxed"] < error["range"]
@@ -60,7 +60,7 @@ def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, proble
     best = reconstruction_measures(x, evaluate.represent(prior, x, SETTINGS, 0).x)["mse"]
     for problem in pose(problems, x, 0):
         energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
-        found = evaluate.restore(prior, energy, "range", SETTINGS, len(x), 0)
+        found = evaluate.restore(prior, energy, SETTINGS.range, 0)
         assert reconstruction_measures(x, found.x)["mse"] >= best
 
 
@@ -68,7 +68,7 @@ def test_truths_in_the_range_are_found_to_the_noise(prior, problems):
     own = prior.sample(16, torch.Generator().manual_seed(0), residual=False)
     for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):
         energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
-        found = evaluate.restore(prior, energy, "range", SETTINGS, len(own), 0)
+        found = evaluate.restore(prior, energy, SETTINGS.range, 0)
         assert evaluate.measures(problem, own, found.x)["residual_over_sigma"] == pytest.approx(1, abs=0.15)
         assert reconstruction_measures(own, found.x)["psnr_db"] > 38
 
@@ -79,7 +79,7 @@ def test_weight_of_the_latent_prior_pulls_codes_to_the_centre(prior, x, problems
     for weight in (1e-6, 1e-3, 1.0):
         settings = SETTINGS.model_copy(update={"latent_weight": weight})
         energy = evaluate.energy_of(prior, problem, "range", settings)
-        norms.append(evaluate.restore(prior, energy, "range", settings, len(x), 0).z.norm().item())
+        norms.append(evaluate.restore(prior, energy, settings.range, 0).z.norm().item())
     assert norms[0] > norms[1] > norms[2]
 
 
@@ -98,8 +98,8 @@ def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
     own = prior.sample(64, torch.Generator().manual_seed(4), residual=True)
     problem = pose({"cs_10": params.problems["cs_10"]}, own, 0)[0]
     energy = evaluate.energy_of(prior, problem, "relaxed", SETTINGS)
-    mode = evaluate.restore(prior, energy, "relaxed", SETTINGS, len(own), 0).x
-    mean = evaluate.posterior_mean(energy, len(own), 4, 64, 0)
+    mode = evaluate.restore(prior, energy, SETTINGS.relaxed, 0).x
+    mean = evaluate.posterior_mean(energy, 4, 64, 0)
     assert (mean - own).square().mean() < (mode - own).square().mean()
 
 

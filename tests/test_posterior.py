@@ -232,7 +232,7 @@ def test_annealing_survives_fewer_samples_than_codes(draw):
         torch.randn(3, 1, *SHAPE, generator=draw),
         1e-3,
     )
-    z, evidence, error = smc(energy, torch.randn(3, 20, k, generator=draw), draw)
+    z, evidence, error = smc(energy, 20, k, draw)
     assert z.isfinite().all()
     assert evidence.isfinite().all()
     assert (error > 0).all()

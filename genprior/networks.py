@@ -105,8 +105,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """G: code (N, k) -> standardised DCT coefficients (N, n), beside it the variance v of what G leaves out.
 
-    `noise` is None (no residual model), "constant" (one sigma for all pixels) or "dct" (a network's v(z), one
-    variance for each DCT coefficient). A linear path beside the network makes PCA the model's starting point.
+    `noise` is None (no residual model), "constant" (one sigma for all pixels), or a network's v(z): "dct", one variance
+    for each DCT coefficient, or "pixel". A linear path beside the network makes PCA the model's starting point.
     """
 
     LOG_VARIANCE = (-7.0, 2.0)  # of standardised coefficients: keeps e^v and its gradient in range
@@ -120,8 +120,9 @@ class Decoder(nn.Module):
         self.body = nn.Sequential(*mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], n)
         self.linear = nn.Linear(latent_size, n, bias=False)
-        self.log_variance = mlp([latent_size, *hidden, n], activation) if noise == "dct" else None
+        self.log_variance = mlp([latent_size, *hidden, n], activation) if noise in ("dct", "pixel") else None
         self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
+        self.by_pixel = noise == "pixel"
 
     def forward(self, code: Tensor) -> Tensor:
         """Mean of the standardised coefficients: (N, k) -> (N, n)."""
@@ -144,10 +145,12 @@ class Decoder(nn.Module):
     def _variance_of(self, raw: Tensor) -> Tensor:
         # A smooth clamp: the gradient never dies, and second-order methods see no kink.
         low, high = self.LOG_VARIANCE
-        return self.coefficients.scale**2 * (low + (high - low) * torch.sigmoid(raw)).exp()
+        usual = self.coefficients.scale**2
+        usual = usual.mean() if self.by_pixel else usual  # the patches' variance in a pixel or a coefficient
+        return usual * (low + (high - low) * torch.sigmoid(raw)).exp()
 
     def variance(self, code: Tensor) -> Tensor | None:
-        """Variance v of the coefficients Uᵀx: (N, k) -> (N, n), None without a residual model."""
+        """Variance v of the coefficients Uᵀx, or of pixels: (N, k) -> (N, n), None without a residual model."""
         if self.log_sigma is not None:
             return (2 * self.log_sigma).exp().expand(len(code), len(self.coefficients.scale))
         return None if self.log_variance is None else self._variance_of(self.log_variance(code))

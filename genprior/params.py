@@ -120,10 +120,11 @@ class TrainAE(_Training):
 
 
 class TrainVAE(_Training):
-    noise: Literal["fixed", "learned", "dct"]
+    noise: Literal["fixed", "learned", "pixel", "dct"]
     sigma: Positive
     objective: Literal["elbo", "chapter"]
     beta: NonNegative
+    chapter_steps: Count
 
     @model_validator(mode="after")
     def _chapter_trains_no_noise(self) -> Self:

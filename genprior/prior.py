@@ -20,8 +20,10 @@ class Prior(nn.Module):
     The network's code is `code_mean + code_factor z`: the identity for VAE and GAN, the density fitted to its codes
     for an autoencoder. v is None for a prior without a residual model: its images are the range of G alone.
 
-    shape: (h, w) of a patch; noise: None, "constant" or "dct", see `Decoder`; encoder: "none", "plain" (a code) or
-    "variational" (its mean and log-variance).
+    U is the DCT, or the identity where v is the pixels' variance.
+
+    shape: (h, w) of a patch; noise: None, "constant", "dct" or "pixel", see `Decoder`; encoder: "none", "plain" (a
+    code) or "variational" (its mean and log-variance).
     """
 
     def __init__(
@@ -57,6 +59,12 @@ class Prior(nn.Module):
         return self.config["noise"] is not None
 
     @property
+    def basis(self) -> Tensor:
+        """U of the residual covariance U diag(v) Uᵀ: (n, n)."""
+        dct = self.coefficients.basis
+        return torch.eye(len(dct), dtype=dct.dtype, device=dct.device) if self.decoder.by_pixel else dct
+
+    @property
     def is_variational(self) -> bool:
         """Whether its encoder gives q(z | x): mean and log-variance of z."""
         return self.config["encoder"] == "variational"
@@ -66,17 +74,20 @@ class Prior(nn.Module):
         return self.code_mean + z @ self.code_factor.T
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and variance of the DCT coefficients Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
+        """Mean and variance of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
         code = self.code(z)
-        return self.coefficients.restore(self.decoder(code)), self.decoder.variance(code)
+        mean = self.coefficients.restore(self.decoder(code))
+        return mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean, self.decoder.variance(code)
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`moments` and their Jacobians: two (N, n), then two (N, n, k)."""
         code = self.code(z)
         mean, mean_columns = self.decoder.forward_with_columns(code, self.code_factor)
         variance, variance_columns = self.decoder.variance_with_columns(code, self.code_factor)
-        scale = self.coefficients.scale[:, None]
-        return (self.coefficients.restore(mean), variance), (scale * mean_columns, variance_columns)
+        mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
+        if self.decoder.by_pixel:
+            mean, mean_columns = mean @ self.coefficients.basis.T, self.coefficients.basis @ mean_columns
+        return (mean, variance), (mean_columns, variance_columns)
 
     def through(self, matrix: Tensor) -> "Observed":
         """K G for a linear operator's matrix K (m, n), as one network."""
@@ -110,7 +121,7 @@ class Prior(nn.Module):
         mean, variance = self.moments(z)
         if residual:
             mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
-        return (mean @ self.coefficients.basis.T).reshape(-1, 1, *self.shape)
+        return (mean @ self.basis.T).reshape(-1, 1, *self.shape)
 
 
 class Observed(nn.Module):
@@ -145,7 +156,7 @@ def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict
     mean, log_variance = encoder(x)
     z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
     predicted, variance = prior.moments(z)
-    residual = x.flatten(1) @ prior.coefficients.basis - predicted
+    residual = x.flatten(1) @ prior.basis - predicted
     return {
         "log_likelihood": gaussian_log_likelihood(residual, variance),
         "kl": kl_standard_normal(mean, log_variance),

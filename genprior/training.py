@@ -4,6 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from genprior.losses import gaussian_log_likelihood
 from genprior.networks import Encoder
 from genprior.params import Residual
 from genprior.patches import draw_batch
@@ -47,3 +48,25 @@ def fit_residual(prior: Prior, encoder: Encoder, patches: Tensor, settings: Resi
             rows.append({"step": step + 1, "elbo": elbo.item(), "kl": terms["kl"].mean().item()})
             bar.set_postfix(elbo=f"{elbo.item():.3f}")
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def check_residual(prior: Prior, encoder: Encoder, train: Tensor, held_out: Tensor) -> dict[str, float]:
+    """Log-likelihood of held-out residuals x - G(E(x)) under v(z), and under one full covariance for all, nats a pixel.
+
+    train, held_out: x in [0, 1], (N, 1, h, w); the covariance is that of the training patches' residuals.
+    """
+
+    def residuals(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = prior.moments(encoder(x)[0])
+        return x.flatten(1) @ prior.basis - mean, variance
+
+    known, _ = residuals(train)
+    covariance = (known.T @ known / len(known)).double()
+    residual, variance = residuals(held_out)
+    constant = torch.distributions.MultivariateNormal(torch.zeros_like(covariance[0]), covariance)
+    n = residual.shape[1]
+    return {
+        "residual_log_likelihood": gaussian_log_likelihood(residual, variance).mean().item() / n,
+        "residual_log_likelihood_constant": constant.log_prob(residual.double()).mean().item() / n,
+    }

@@ -148,6 +148,39 @@ def fewer_measurements(curves: pd.DataFrame, reference: str) -> pd.DataFrame:
     return ratio.drop(index=reference).rename_axis("times fewer")
 
 
+def trained(params: Params) -> list[str]:
+    """What training itself measured on held-out patches: residual models, and the chapter's weighting of the VAE."""
+    residual = pd.DataFrame(
+        {
+            NAMES[name]: {
+                "v(z)": found["residual_log_likelihood"],
+                "one full covariance": found["residual_log_likelihood_constant"],
+            }
+            for name in ("ae", "gan")
+            for found in [read_metrics(f"train_{name}")[f"train_{name}"]]
+        }
+    ).T.rename_axis("residuals")
+    vae = read_metrics("train_vae")["train_vae"]
+    measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
+    weighting = pd.DataFrame(
+        {
+            title: {column: found[key] for column, key in measured.items()}
+            for title, found in (("default", vae), ("the chapter's", vae["chapter"]))
+        }
+    ).T.rename_axis("weighting")
+    return [
+        "Posterior collapse: the chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder "
+        f"with σ = {vae['chapter']['sigma']:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. "
+        "To such noise hardly anything that a code could say is worth its nats, so q(z | x) falls back onto the prior "
+        f"and G onto the mean patch; k = {params.network.latent_size}:",
+        markdown(weighting, 2),
+        "![KL of the VAE and of the chapter's weighting against steps](posterior_collapse.png)",
+        "Residual models: log-likelihood of held-out patches' residuals x - G(E(x)) in nats per pixel, under v(z) and "
+        "under one full covariance for all patches:",
+        markdown(residual, 3),
+    ]
+
+
 def write_page(
     table: pd.DataFrame, curves: pd.DataFrame, params: Params, reconstructed: list[str], posteriors: list[str]
 ) -> None:
@@ -249,6 +282,7 @@ def write_page(
         "hold them (recall), and the samples' standard deviation over theirs (spread), along the default game and "
         "along the chapter's own, minimax without penalties or averaging:",
         "![Coverage, recall and spread of a GAN's samples against steps](collapse.png)",
+        *trained(params),
     ]
     write_text(TARGET / "README.md", "\n\n".join(parts) + "\n")
 
@@ -281,6 +315,11 @@ def main() -> None:
         TARGET / "collapse.png",
         {f"GAN, {n}": (t, ["coverage", "recall", "spread"]) for n, t in games.items()},
         (0, 1.2),
+    )
+    weightings = {"default": curves["vae"], "the chapter's weighting": pd.read_csv("data/curves/vae_chapter.csv")}
+    pictures.curve_figure(
+        TARGET / "posterior_collapse.png",
+        {f"VAE, {n}: KL, nats per patch": (t, ["train_kl", "validation_kl"]) for n, t in weightings.items()},
     )
     for kind in ("interpolation", "traversal", "neighbours"):
         infix = "_range" if kind == "neighbours" else ""

@@ -10,7 +10,7 @@ from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import cosine_adam, fit_residual, logged
+from genprior.training import check_residual, cosine_adam, fit_residual, logged
 
 
 def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def main() -> None:
     prior.eval().requires_grad_(False)
 
     error = reconstruction_error(prior, to_unit(test))
-    write_metrics(
-        "metrics/train_ae.json",
-        {"train_ae": {**curve.iloc[-1].drop("step").to_dict(), "test_mse": error, "test_psnr_db": psnr_db(error)}},
-    )
+    draw = torch.Generator().manual_seed(params.seed)
+    values = {**curve.iloc[-1].drop("step").to_dict(), "test_mse": error, "test_psnr_db": psnr_db(error)}
+    values |= check_residual(prior, encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
+    write_metrics("metrics/train_ae.json", {"train_ae": values})
     save_prior(prior, "data/models/ae.safetensors")
     write_csv("data/curves/ae.csv", curve)
     write_csv("data/curves/ae_residual.csv", residual_curve)

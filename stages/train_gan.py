@@ -13,7 +13,7 @@ from genprior.patches import draw_batch, load_patches, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import prdc
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import cosine_adam, fit_residual, logged
+from genprior.training import check_residual, cosine_adam, fit_residual, logged
 
 MONITORED = 1000  # patches and samples behind each row's coverage, recall and spread
 
@@ -105,14 +105,17 @@ def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
     settings = params.train_gan
-    patches = load_patches("data/patches/train.npy", device)
+    patches, test = (load_patches(f"data/patches/{split}.npy", device) for split in ("train", "test"))
     prior, curve = train(patches, params.network, settings, params.seed)
     residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, params.seed)
     prior.eval().requires_grad_(False)
     as_printed = {"loss": "minimax", "gradient_penalty": 0.0, "spectral_norm": False, "curvature": 0.0, "average": 0.0}
     chapters = settings.model_copy(update={**as_printed, "steps": settings.chapter_steps})
     _, chapter_curve = train(patches, params.network, chapters, params.seed)
-    write_metrics("metrics/train_gan.json", {"train_gan": curve.iloc[-1].drop("step").to_dict()})
+    draw = torch.Generator().manual_seed(params.seed)
+    values = curve.iloc[-1].drop("step").to_dict()
+    values |= check_residual(prior, prior.encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
+    write_metrics("metrics/train_gan.json", {"train_gan": values})
     save_prior(prior, "data/models/gan.safetensors")
     write_csv("data/curves/gan.csv", curve)
     write_csv("data/curves/gan_chapter.csv", chapter_curve)

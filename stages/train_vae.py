@@ -13,6 +13,8 @@ from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
 from genprior.training import cosine_adam, logged
 
+CHAPTER_BETA = 0.05  # of the chapter's cell: mean squared error + 0.05 · mean KL
+
 
 def objective(terms: dict[str, Tensor], settings: TrainVAE, n: int, k: int) -> Tensor:
     """What training minimises: the negative ELBO, beta on its KL, in nats per pixel; or the chapter's own weighting."""
@@ -34,7 +36,7 @@ def train(
     """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
     shape, k = patches.shape[2:], network.latent_size
     n = shape[0] * shape[1]
-    noise = "dct" if settings.noise == "dct" else "constant"
+    noise = settings.noise if settings.noise in ("dct", "pixel") else "constant"
     prior = Prior(shape, **network.model_dump(), noise=noise, encoder="variational")
     prior.coefficients.fit(to_unit(patches.cpu()))
     if noise == "constant":
@@ -79,32 +81,35 @@ def summary(split: str, terms: dict[str, Tensor], n: int) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def held_out(prior: Prior, x: Tensor, seed: int) -> dict[str, float]:
+    """The ELBO's terms on patches (N, 1, h, w), the codes in use, and the PSNR of G(E(x))."""
+    mean, _ = prior.encoder(x)
+    return {
+        **summary("test", measure(prior, x, seed), x[0].numel()),
+        # A latent unit is active when its posterior mean moves with the patch (Burda et al. 2016, section 5.2).
+        "active_units": int((mean.var(0) > 0.01).sum()),
+        "test_psnr_db": psnr_db((prior.decode(prior.encode(x)) - x).square().mean()),
+    }
+
+
 def main() -> None:
     params = load_params("params.yaml")
-    device = set_up(params)
+    device, settings = set_up(params), params.train_vae
     patches, validation, test = load_splits("data/patches", device)
-    prior, curve = train(patches, validation, params.network, params.train_vae, params.seed)
-
-    x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))
-    n = x_test[0].numel()
-    values = summary("test", measure(prior, x_test, params.seed), n)
-    mean, _ = prior.encoder(x_test)
-    # A latent unit is active when its posterior mean moves with the patch (Burda et al. 2016, section 5.2).
-    active = int((mean.var(0) > 0.01).sum())
-    error = (prior.decode(prior.encode(x_test)) - x_test).square().mean()
-    write_metrics(
-        "metrics/train_vae.json",
-        {
-            "train_vae": {
-                **curve.iloc[-1].drop("step").to_dict(),
-                **values,
-                "active_units": active,
-                "test_psnr_db": psnr_db(error),
-            }
-        },
+    prior, curve = train(patches, validation, params.network, settings, params.seed)
+    as_printed = {"noise": "fixed", "objective": "chapter", "beta": CHAPTER_BETA, "steps": settings.chapter_steps}
+    chapters, chapter_curve = train(
+        patches, validation, params.network, settings.model_copy(update=as_printed), params.seed
     )
+    x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))
+    values = {**curve.iloc[-1].drop("step").to_dict(), **held_out(prior, x_test, params.seed)}
+    values["chapter"] = held_out(chapters, x_test, params.seed)
+    values["chapter"]["sigma"] = chapters.decoder.log_sigma.exp()
+    write_metrics("metrics/train_vae.json", {"train_vae": values})
     save_prior(prior, "data/models/vae.safetensors")
     write_csv("data/curves/vae.csv", curve)
+    write_csv("data/curves/vae_chapter.csv", chapter_curve)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ SETTINGS = Evaluate(
 def prior(patches):
     torch.manual_seed(0)
     network = Network(latent_size=4, hidden=[32], activation="silu")
-    settings = TrainVAE(steps=300, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0)
+    settings = TrainVAE(
+        steps=300, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0, chapter_steps=1
+    )
     return train_vae.train(patches, patches, network, settings, 0)[0]
 
 

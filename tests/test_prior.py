@@ -24,7 +24,9 @@ def test_coefficients_standardise_and_invert(patches):
     torch.testing.assert_close(coefficients.synthesise(c), x, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("noise", "encoder"), [(None, "plain"), ("constant", "variational"), ("dct", "none")])
+@pytest.mark.parametrize(
+    ("noise", "encoder"), [(None, "plain"), ("constant", "variational"), ("dct", "none"), ("pixel", "none")]
+)
 def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder):
     prior = build(noise, encoder)
     prior.coefficients.fit(to_unit(patches))
@@ -87,22 +89,23 @@ def test_codes_that_never_move_can_still_be_fitted(patches):
     assert prior.encode(x).isfinite().all()
 
 
-def test_samples_have_the_moments_that_the_prior_states(patches):
-    prior = build("dct")
+@pytest.mark.parametrize("noise", ["dct", "pixel"])
+def test_samples_have_the_moments_that_the_prior_states(patches, noise):
+    prior = build(noise)
     prior.coefficients.fit(to_unit(patches))
     with torch.no_grad():
         prior.decoder.linear.weight.zero_()
         prior.decoder.mean.weight.zero_()
         prior.decoder.log_variance[-1].weight.zero_()  # neither mean nor variance depends on z now
     mean, variance = prior.moments(torch.zeros(1, 3))
-    c = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1) @ prior.coefficients.basis
+    c = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1) @ prior.basis
     torch.testing.assert_close(c.var(0), variance[0].detach(), rtol=0.08, atol=1e-6)
     assert ((c.mean(0) - mean[0]).abs() < 5 * (variance[0] / 20_000).sqrt() + 1e-5).all()
     still = prior.sample(2, torch.Generator().manual_seed(0), residual=False)
     torch.testing.assert_close(still[0], still[1])
 
 
-@pytest.mark.parametrize("noise", ["constant", "dct"])
+@pytest.mark.parametrize("noise", ["constant", "dct", "pixel"])
 def test_own_derivatives_are_forward_modes(patches, noise):
     prior = build(noise, encoder="plain").double()
     x = to_unit(patches).double()

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
 from genprior.classical import fit_gaussian_prior
@@ -16,7 +18,7 @@ from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
 from genprior.prior import elbo_terms
 from genprior.quality import psnr_db, squared_mmd
 from genprior.stage import write_array
-from genprior.training import fit_residual
+from genprior.training import check_residual, fit_residual
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
@@ -29,6 +31,7 @@ def vae_settings(**changed):
         "lr": 0.003,
         "noise": "dct",
         "sigma": 0.1,
+        "chapter_steps": 1,
         "objective": "elbo",
         "beta": 1.0,
     }
@@ -75,7 +78,7 @@ def test_autoencoder_comes_near_pca(patches, batch_size):
     assert curve.validation_mse.iloc[-1] < curve.validation_mse.iloc[0]
 
 
-@pytest.mark.parametrize("noise", ["fixed", "learned", "dct"])
+@pytest.mark.parametrize("noise", ["fixed", "learned", "pixel", "dct"])
 def test_vae_learns(patches, noise):
     torch.manual_seed(0)
     prior, curve = train_vae.train(patches, patches, NETWORK, vae_settings(noise=noise), 0)
@@ -164,6 +167,21 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     assert fitted > flat
     ratio = (residual.square() / variance).mean()
     assert 0.5 < ratio < 2
+
+
+def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):
+    """Against scipy's densities, and with v(z) made worse by hand."""
+    torch.manual_seed(0)
+    prior, _ = train_vae.train(patches, patches, NETWORK, vae_settings(steps=300), 0)
+    x, y = to_unit(patches[:300]), to_unit(patches[300:])
+    with torch.no_grad():
+        found = check_residual(prior, prior.encoder, x, y)
+        residuals = [p.flatten(1) - prior.decode(prior.encode(p)).flatten(1) for p in (x, y)]
+    covariance = (residuals[0].T @ residuals[0]).double().numpy() / 300
+    expected = multivariate_normal(np.zeros(64), covariance, allow_singular=True).logpdf(residuals[1].numpy()).mean()
+    assert found["residual_log_likelihood_constant"] == pytest.approx(expected / 64, rel=1e-2)
+    prior.decoder.log_variance[-1].bias.data += 3.0
+    assert check_residual(prior, prior.encoder, x, y)["residual_log_likelihood"] < found["residual_log_likelihood"]
 
 
 def test_network_for_one_problem_goes_on_from_the_linear_gaussian(patches):

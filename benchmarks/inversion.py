@@ -128,7 +128,7 @@ def scaling(quick: bool) -> list[dict]:
         z, rows_of = torch.randn(count, k, generator=draw), torch.arange(count)
         for name, energy in (
             ("range", RangeEnergy(prior.decode, operator, y, 0.01, None)),
-            ("relaxed", RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, operator, y, 0.01)),
+            ("relaxed", RelaxedEnergy(prior.moments, prior.basis, prior.shape, operator, y, 0.01)),
         ):
             fisher_scoring(energy, z[:16], rows_of[:16], 2)
             begin = time.perf_counter()
@@ -183,7 +183,7 @@ def main() -> None:
                 "range": (compare_range, RangeEnergy(prior.decode, *measured, None), steps, budget),
                 "relaxed": (
                     compare_relaxed,
-                    RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, *measured),
+                    RelaxedEnergy(prior.moments, prior.basis, prior.shape, *measured),
                     relaxed_steps,
                     40,
                 ),
@@ -197,7 +197,7 @@ def main() -> None:
                     print(*(f"{v:.4g}" if isinstance(v, float) else v for v in shown.values()), sep="\t", flush=True)
         if name == "vae":
             measured = next((p.operator, p.y, p.sigma) for p in problems if p.name == "cs_50")
-            energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, *measured)
+            energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, *measured)
             posterior = cost_of_posterior(energy, starts, 64 if quick else 512)
     costs = pd.DataFrame(scaling(quick))
     table = pd.DataFrame(rows)

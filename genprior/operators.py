@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from genprior.params import Problem
+from genprior.quality import reconstruction_measures
 
 
 class LinearOperator(Protocol):
@@ -219,6 +220,10 @@ class Measured:
     def residual_over_sigma(self, estimate: Tensor) -> float:
         """Root mean square of K x̂ - y in units of sigma, x̂ (N, 1, h, w): about 1 where x̂ explains y, not its noise."""
         return (self.operator.A(estimate) - self.y).square().mean().sqrt().item() / self.sigma
+
+    def measures(self, x: Tensor, estimate: Tensor) -> dict[str, float]:
+        """Errors of estimates against the truths x, both (N, 1, h, w), and their misfit to the measurements."""
+        return {**reconstruction_measures(x, estimate), "residual_over_sigma": self.residual_over_sigma(estimate)}
 
 
 def pose(problems: dict[str, Problem], x: Tensor, seed: int) -> list[Measured]:

@@ -150,7 +150,7 @@ def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
 
 
 def sample_posterior(
-    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.25
+    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.5
 ) -> Posterior:
     """Samples of p(z | y) and the evidence of every problem, from the modes that `search` found.
 

@@ -102,8 +102,7 @@ def main() -> None:
         estimate = torch.from_numpy(estimate).float().reshape(x.shape)
         restored.setdefault(method, []).append(estimate.squeeze(1))
         constraint = values.setdefault(method, {}).setdefault("range" if method == "pca" else "none", {})
-        constraint[problem.name] = reconstruction_measures(x, estimate)
-        constraint[problem.name]["residual_over_sigma"] = problem.residual_over_sigma(estimate)
+        constraint[problem.name] = problem.measures(x, estimate)
         if weight is not None:
             constraint[problem.name]["weight"] = weight
 

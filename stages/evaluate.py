@@ -27,7 +27,7 @@ def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evalua
     """What is minimised for a posed problem; λ weighs the latent prior of `range`, Bayes' σ² by default."""
     if constraint == "range":
         return RangeEnergy(prior.decode, problem.operator, problem.y, problem.sigma, settings.latent_weight)
-    basis = prior.coefficients.basis
+    basis = prior.basis
     return RelaxedEnergy(prior.moments, basis, prior.shape, problem.operator, problem.y, problem.sigma)
 
 
@@ -66,11 +66,6 @@ def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed:
     return (ours - torch.minimum(ours, longer)).mean().item()
 
 
-def measures(problem: Measured, x: Tensor, estimate: Tensor) -> dict[str, float]:
-    """Errors against the truth, and the misfit to the measurement."""
-    return {**reconstruction_measures(x, estimate), "residual_over_sigma": problem.residual_over_sigma(estimate)}
-
-
 def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, seed: int) -> Posterior:
     """Posterior samples for an energy's problems."""
     # All starts to the end, none dropped: a mode of its own that looks poor early may hold half the posterior.
@@ -105,7 +100,7 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
 
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
-    energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, Identity(), x, 0.0)
+    energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, Identity(), x, 0.0)
     posterior = posterior_of(prior, energy, settings, seed)
     n = x[0].numel()
     per_pixel = posterior.log_evidence / n
@@ -125,7 +120,7 @@ def lower_bounds(prior: Prior, x: Tensor, draws: int, seed: int) -> dict[str, fl
     log w = log p(x | z) + log p(z) - log q(z | x): E log w <= E log mean w <= log p(x). Burda et al. 2016, theorem 1.
     """
     mean, log_variance = prior.encoder(x)
-    energy = RelaxedEnergy(prior.moments, prior.coefficients.basis, prior.shape, Identity(), x, 0.0)
+    energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, Identity(), x, 0.0)
     noise = torch.randn(len(x), draws, mean.shape[1], generator=torch.Generator().manual_seed(seed)).to(mean)
     z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
     log_q = -0.5 * (noise.square() + log_variance[:, None] + LOG_2_PI).sum(2)
@@ -164,14 +159,14 @@ def main() -> None:
         for constraint in own:
             energy = energy_of(prior, problem, constraint, settings)
             found = restore(prior, energy, getattr(settings, constraint), seed)
-            row = values[constraint][problem.name] = measures(problem, x, found.x)
+            row = values[constraint][problem.name] = problem.measures(x, found.x)
             row["converged"] = found.status.count(CONVERGED) / len(x)
             row["solver_gap"] = solver_gap(prior, energy, found, settings.solver_patches, seed)
             if constraint == "range":
                 row["added_mse"] = row["mse"] - bias
             else:
                 mean = posterior_mean(energy, prior.latent_size, settings.mean_samples, seed)
-                values["mean"][problem.name] = measures(problem, x, mean)
+                values["mean"][problem.name] = problem.measures(x, mean)
                 restored["mean"].append(mean)
                 spread, samples = uncertainty(
                     prior, energy_of(prior, problem.of(held_out), constraint, settings), x[:held_out], settings, seed

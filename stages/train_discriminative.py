@@ -14,7 +14,6 @@ from genprior.networks import Coefficients, mlp
 from genprior.operators import Measured, as_matrix, pose
 from genprior.params import TrainDiscriminative, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
-from genprior.quality import reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
 from genprior.training import cosine_adam
 
@@ -88,8 +87,7 @@ def main() -> None:
     for problem in pose(params.problems, x, params.seed):
         network = train(problem, patches, params.train_discriminative, prior, params.seed)
         restored.append(network(problem.y.flatten(1)))
-        values[problem.name] = reconstruction_measures(x, restored[-1])
-        values[problem.name]["residual_over_sigma"] = problem.residual_over_sigma(restored[-1])
+        values[problem.name] = problem.measures(x, restored[-1])
     write_array("data/reconstructions/discriminative.npy", torch.stack(restored).squeeze(2).cpu().numpy())
     write_metrics("metrics/train_discriminative.json", {"discriminative": {"none": values}})
 

@@ -3,8 +3,8 @@
     python -m benchmarks.decoder_noise            # after `dvc repro extract_patches`; about ten minutes on 2 cores
     python -m benchmarks.decoder_noise --quick    # 30 steps, 8 patches: whether it runs
 
-The same network, data, seed and half the pipeline's steps for all; held-out log p(x) and its ELBO in nats per pixel, codes in use, best
-G(z) and relaxed restorations in dB, as the pipeline's stages measure them.
+The same network, data, seed and half the pipeline's steps for all. Held-out log p(x) and its ELBO in nats per pixel,
+codes in use, best G(z) and relaxed restorations in dB, as the pipeline's stages measure them.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
             row["best G(z)"] = reconstruction_measures(x, represent(prior, x, settings, seed).x)["psnr_db"]
             for problem in problems:
                 energy = energy_of(prior, problem, "relaxed", settings)
-                restored = restore(prior, energy, "relaxed", settings, count, seed).x
+                restored = restore(prior, energy, settings.relaxed, seed).x
                 row[problem.name] = reconstruction_measures(x, restored)["psnr_db"]
         rows.append(row)
         print(*(v if isinstance(v, str) else f"{v:.4g}" for v in row.values()), sep="\t", flush=True)

@@ -54,10 +54,6 @@ class Mixture:
     factor: Tensor
     DEGREES, PRIOR_SHARE = 20.0, 0.02
 
-    def of(self, rows: Tensor) -> "Mixture":
-        """The mixtures of some of the problems."""
-        return Mixture(self.log_weight[rows], self.centre[rows], self.factor[rows])
-
     def sample(self, samples: int, generator: torch.Generator) -> Tensor:
         """(N, S, k), the components drawn by their weights."""
         problems, count, k = self.centre.shape
@@ -98,9 +94,8 @@ class Mixture:
         weight = log_weight.softmax(1)
         share = parts.softmax(0) * weight  # of each component in each sample, (J, N, S)
         counting = share.sum(2) / weight.square().sum(1)  # samples that each rests on, (J, N)
-        pull = (share * (self.DEGREES + z.shape[2]) / (self.DEGREES + squared))[
-            ..., None
-        ]  # Student's, few for far ones
+        # Student's maximum likelihood counts far samples less.
+        pull = (share * (self.DEGREES + z.shape[2]) / (self.DEGREES + squared)).unsqueeze(3)
         old = self.centre.transpose(0, 1)
         mean = (pull * z).sum(2) / pull.sum(2).clamp_min(1e-30)
         centre = old + (counting / (counting + strength / 2))[..., None] * (mean - old)
@@ -108,7 +103,7 @@ class Mixture:
         scatter = (pull * offset).mT @ offset / share.sum(2).clamp_min(1e-30)[..., None, None]
         held = (strength / (counting + strength))[..., None, None]
         covariance = (1 - held) * scatter + held * torch.cholesky_inverse(self.factor.transpose(0, 1))
-        factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv(covariance))
+        factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv_ex(covariance).inverse)
         factor = torch.where((failed > 0)[..., None, None], self.factor.transpose(0, 1), factor)
         log_share = (counting + strength / 10 / len(parts)).log().T.log_softmax(1)
         return Mixture(log_share + math.log(1 - self.PRIOR_SHARE), centre.transpose(0, 1), factor.transpose(0, 1))
@@ -163,7 +158,7 @@ def sample_posterior(
     error = ((1 / share - 1) / drawn).sqrt()  # delta method
     effective = (share * drawn / samples).clamp_max(1.0)
     z = _take(z, _resample(log_weight, samples, generator))
-    poor = effective < minimum_effective
+    poor = ~(effective >= minimum_effective)  # true for NaN: no sample was possible
     if poor.any():
         part = _Rows(energy, poor.nonzero().squeeze(1))
         z[poor], evidence[poor], error[poor] = smc(part, samples, z.shape[2], generator)

@@ -170,9 +170,11 @@ def trained(params: Params) -> list[str]:
     ).T.rename_axis("weighting")
     return [
         "Posterior collapse: the chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder "
-        f"with σ = {vae['chapter']['sigma']:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. "
-        "To such noise hardly anything that a code could say is worth its nats, so q(z | x) falls back onto the prior "
-        f"and G onto the mean patch; k = {params.network.latent_size}:",
+        f"with σ = {vae['chapter']['sigma']:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
+        f"such noise little that a code could say is worth its nats: most of the k = {params.network.latent_size} fall "
+        "back onto the prior, and the rest tell the mean and the coarsest shape. The default's codes say more, and "
+        "something else: with v(z) they tell which contrasts and textures to expect, and leave the mean to y, so that "
+        "its G(E(x)) alone is no reconstruction:",
         markdown(weighting, 2),
         "![KL of the VAE and of the chapter's weighting against steps](posterior_collapse.png)",
         "Residual models: log-likelihood of held-out patches' residuals x - G(E(x)) in nats per pixel, under v(z) and "

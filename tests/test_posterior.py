@@ -12,7 +12,7 @@ from genprior.images import dct_basis
 from genprior.inversion import RangeEnergy, RelaxedEnergy, _by_parts, screen, search
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
-from genprior.posterior import ANNEALED, IMPORTANCE, sample_posterior, smc
+from genprior.posterior import ANNEALED, FADING, IMPORTANCE, TEMPERING, annealed_smc, sample_posterior
 from genprior.prior import load_prior
 from stages import train_vae
 
@@ -219,7 +219,8 @@ def test_calibration_by_simulation(draw, minimum_effective):
         assert_uniform(squeezed, 99)
 
 
-def test_annealing_survives_fewer_samples_than_codes(draw):
+@pytest.mark.parametrize("path", [TEMPERING, FADING])
+def test_annealing_survives_fewer_samples_than_codes(draw, path):
     """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
     torch.set_default_dtype(torch.float32)
     k, basis = 24, BASIS.float()
@@ -232,7 +233,7 @@ def test_annealing_survives_fewer_samples_than_codes(draw):
         torch.randn(3, 1, *SHAPE, generator=draw),
         1e-3,
     )
-    z, evidence, error = smc(energy, 20, k, draw)
+    z, evidence, error = annealed_smc(energy, 20, k, draw, 1.0, path, most=15)
     assert z.isfinite().all()
     assert evidence.isfinite().all()
     assert (error > 0).all()

@@ -53,7 +53,7 @@ def test_relaxed_restores_better_than_its_range_does(prior, x, problems):
         for constraint in ("range", "relaxed"):
             energy = evaluate.energy_of(prior, problem, constraint, SETTINGS)
             found = evaluate.restore(prior, energy, getattr(SETTINGS, constraint), 0)
-            error[constraint] = evaluate.measures(problem, x, found.x)["mse"]
+            error[constraint] = problem.measures(x, found.x)["mse"]
             assert evaluate.solver_gap(prior, energy, found, 4, 0) >= 0
         assert error["relaxed"] < error["range"]
 
@@ -71,7 +71,7 @@ def test_truths_in_the_range_are_found_to_the_noise(prior, problems):
     for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):
         energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
         found = evaluate.restore(prior, energy, SETTINGS.range, 0)
-        assert evaluate.measures(problem, own, found.x)["residual_over_sigma"] == pytest.approx(1, abs=0.15)
+        assert problem.measures(own, found.x)["residual_over_sigma"] == pytest.approx(1, abs=0.15)
         assert reconstruction_measures(own, found.x)["psnr_db"] > 38
 
 
@@ -133,7 +133,7 @@ def test_lower_bounds_of_the_exact_posterior_are_the_likelihood():
     linear = SimpleNamespace(
         encoder=lambda x: (x.flatten(1) @ weight / variance / precision, -precision.log().expand(len(x), k)),
         moments=lambda z: (z @ weight.T, torch.full((len(z), n), variance)),
-        coefficients=SimpleNamespace(basis=torch.eye(n)),
+        basis=torch.eye(n),
         shape=(3, 4),
     )
     covariance = weight @ weight.T + variance * torch.eye(n)

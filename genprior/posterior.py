@@ -161,7 +161,7 @@ def sample_posterior(
     poor = ~(effective >= minimum_effective)  # true for NaN: no sample was possible
     if poor.any():
         part = _Rows(energy, poor.nonzero().squeeze(1))
-        z[poor], evidence[poor], error[poor] = smc(part, samples, z.shape[2], generator)
+        z[poor], evidence[poor], error[poor] = smc(part, (z[poor], evidence[poor], error[poor]), generator)
     return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
@@ -205,25 +205,38 @@ def _take(z: Tensor, index: Tensor) -> Tensor:
 
 
 def smc(
-    energy: Energy, samples: int, k: int, generator: torch.Generator, refreshed: float = 1.0
+    energy: Energy,
+    found: tuple[Tensor, Tensor, Tensor],
+    generator: torch.Generator,
+    refreshed: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential Monte Carlo from the prior to posterior samples (N, samples, k), along two paths.
+    """Posterior samples (N, S, k) by sequential Monte Carlo along two paths, and by what importance sampling found.
 
     Tempering, p(z) p(y | z)^β, is blind to codes whose S(z) is narrow, worth nothing until β is near 1. A fading
     error, p(z) N(y; K G(z), S(z) + s S(0)), sees them, but goes astray where y is far from all that the prior draws.
-    Each path estimates p(y) without bias, so their mean does too; samples come from both in proportion.
-    Returns the samples, log p(y) and its standard error: of the two paths' own, or of their difference where that is
-    more. None of it knows of a mode that no sample found.
+    Both pass by what no draw of the prior is near to, which a search of modes finds: `found` are the samples
+    (N, S, k), log evidence (N,) and its standard error (N,) of importance sampling, whose few distinct codes are moved
+    (`_move`) before they count. Each of the three estimates p(y) without bias, so their mean does too; samples come
+    from each in proportion. Returns the samples, log p(y) and its standard error: of the three's own, or of their
+    spread where that is more. None of it knows of a mode that no sample found.
     """
+    z, log_evidence, error = found
+    samples, k = z.shape[1:]
+    nothing, all_of_it = torch.zeros_like(log_evidence), torch.ones_like(log_evidence)
+    likelihood, start = _log_likelihood(energy, z, nothing), torch.full_like(log_evidence, 0.7)
+    z, _, _ = _move(energy, z, likelihood, all_of_it, nothing, start, generator, refreshed)
     paths = [annealed_smc(energy, samples, k, generator, refreshed, path) for path in (TEMPERING, FADING)]
-    evidence = torch.stack([evidence for _, evidence, _ in paths])
+    paths.append((z, log_evidence, error))
+    evidence = torch.stack([evidence for _, evidence, _ in paths]).nan_to_num(nan=-torch.inf)
     share = evidence.softmax(0)
     # The shares in turn, not at random: as many samples of each path as its share says, to within one.
-    first = (share[0] * samples + torch.rand(share.shape[1], generator=generator).to(share)).floor()
-    fading = torch.arange(samples, device=share.device) >= first[:, None]
-    mixed = torch.where(fading[..., None], paths[1][0], paths[0][0])
-    own = (share * torch.stack([error for *_, error in paths])).square().sum(0).sqrt()
-    return mixed, evidence.logsumexp(0) - math.log(2), torch.maximum(own, (share[0] - share[1]).abs())
+    offset = torch.rand(share.shape[1], generator=generator).to(share)
+    place = (torch.arange(samples, device=share.device) + offset[:, None]) / samples
+    chosen = torch.searchsorted(share.cumsum(0).T.contiguous(), place).clamp_max(len(paths) - 1)
+    mixed = torch.stack([z for z, _, _ in paths]).gather(0, chosen[None, ..., None].expand(1, -1, -1, k))[0]
+    own = (share * torch.stack([error for *_, error in paths]).nan_to_num()).square().sum(0).sqrt()
+    spread = len(paths) ** 0.5 * share.std(0)
+    return mixed, evidence.logsumexp(0) - math.log(len(paths)), torch.maximum(own, spread)
 
 
 def annealed_smc(
@@ -233,7 +246,7 @@ def annealed_smc(
     generator: torch.Generator,
     refreshed: float,
     path: str,
-    pool: int = 4096,
+    pool: int | None = None,
     most: int = 200,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sequential Monte Carlo along one of `smc`'s paths: samples (N, samples, k), log p(y) and its standard error (N,).
@@ -245,6 +258,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
+    pool = pool or min(16 * energy.chunk, 2**16)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
@@ -311,7 +325,7 @@ def _first_step(
 def _next_power(likelihood: Tensor, power: Tensor, share: float = 0.5) -> Tensor:
     """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,)."""
     low, high = power.clone(), torch.ones_like(power)
-    for _ in range(40):
+    for _ in range(24):
         middle = (low + high) / 2
         fine = _mean_and_effective(_powered(likelihood, middle - power))[1] >= share
         low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)

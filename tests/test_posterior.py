@@ -6,13 +6,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from scipy.stats import multivariate_normal
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, multivariate_t
 
 from genprior.images import dct_basis
 from genprior.inversion import RangeEnergy, RelaxedEnergy, _by_parts, screen, search
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
-from genprior.posterior import ANNEALED, FADING, IMPORTANCE, TEMPERING, annealed_smc, sample_posterior
+from genprior.posterior import (
+    ANNEALED,
+    FADING,
+    FADING_LEVELS,
+    IMPORTANCE,
+    TEMPERING,
+    Mixture,
+    _first_step,
+    annealed_smc,
+    sample_posterior,
+)
 from genprior.prior import load_prior
 from stages import train_vae
 
@@ -156,6 +167,63 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, force):
             expected = density @ values
             error = (density @ (values - expected).square() / counting).sqrt()
             assert ((found.mean(0) - expected).abs() < 5 * error).all()
+
+
+def test_mixture_is_scipys_and_refitting_finds_what_drew_the_samples(draw):
+    """Expectation maximisation from afar, towards Student's t that scipy drew from."""
+    scale = np.array([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]])
+    target = multivariate_t([1.0, -2.0, 0.5], scale, Mixture.DEGREES, seed=0)
+    z = torch.from_numpy(target.rvs(40_000))[None]
+    component = math.log(1 - Mixture.PRIOR_SHARE)
+    mixture = Mixture(torch.full((1, 1), component), torch.zeros(1, 1, K), torch.eye(K)[None, None])
+    for _ in range(30):
+        mixture = mixture.refitted(z, torch.zeros(1, z.shape[1]))
+    np.testing.assert_allclose(mixture.centre[0, 0], [1.0, -2.0, 0.5], atol=0.03)
+    found = torch.cholesky_inverse(mixture.factor[0, 0])
+    np.testing.assert_allclose(found, scale, atol=0.05)
+    few = z[:, :50]
+    fitted = multivariate_t(mixture.centre[0, 0].numpy(), found.numpy(), Mixture.DEGREES).logpdf(few[0].numpy())
+    prior = multivariate_normal(np.zeros(K), np.eye(K)).logpdf(few[0].numpy())
+    expected = logsumexp([fitted + component, prior + math.log(Mixture.PRIOR_SHARE)], axis=0)
+    np.testing.assert_allclose(mixture.log_density(few)[0], expected, rtol=1e-10)
+    # the weights count: half of the samples weighted away leaves the other half's mean
+    right = z[0, :, 0] > 1
+    for _ in range(30):
+        mixture = mixture.refitted(z, torch.where(right, 0.0, -100.0)[None])
+    assert mixture.centre[0, 0, 0] > 1.5
+
+
+@pytest.mark.parametrize("path", [TEMPERING, FADING])
+def test_first_step_goes_as_far_as_the_pool_bears(draw, path):
+    """Power, noise and evidence against scipy's Gaussian densities of a linear decoder."""
+    prior, sigma, samples = Linear(draw), 0.2, 100
+    operator = gaussian_sensing(SHAPE, 7, draw)
+    y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
+    energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, operator, y, sigma)
+    pool = torch.randn(2000, K, generator=draw)
+    index, likelihood, evidence, power, noise = _first_step(energy, pool, torch.arange(4), samples, draw, path)
+    matrix = (operator.matrix @ BASIS).numpy()
+    predicted = prior.moments(pool)[0].numpy() @ matrix.T
+
+    def log_weight(i, noise, power):
+        covariance = (1 + noise) * (matrix @ prior.variance.diag().numpy() @ matrix.T + sigma**2 * np.eye(7))
+        return power * multivariate_normal(np.zeros(7), covariance).logpdf(y[i].flatten().numpy() - predicted)
+
+    def share(w):
+        return np.exp(2 * logsumexp(w) - logsumexp(2 * w)) / len(w)
+
+    for i in range(4):
+        taken = log_weight(i, noise[i].item(), power[i].item())
+        assert share(taken) >= samples / len(pool) * 0.999
+        if path == TEMPERING:
+            further = log_weight(i, 0.0, power[i].item() * 1.01)
+        else:
+            place = FADING_LEVELS.index(round(noise[i].item(), 6))
+            further = log_weight(i, FADING_LEVELS[place + 1], 1.0)
+        assert share(further) < samples / len(pool)
+        change = evidence[i].item() - logsumexp(taken) + math.log(len(pool))
+        assert change == pytest.approx(0, abs=1e-6)
+        np.testing.assert_allclose(likelihood[i], (taken / power[i].item())[index[i]], rtol=1e-6)
 
 
 def small_decoder(draw, k=4):

@@ -322,6 +322,7 @@ def main() -> None:
     pictures.curve_figure(
         TARGET / "posterior_collapse.png",
         {f"VAE, {n}: KL, nats per patch": (t, ["train_kl", "validation_kl"]) for n, t in weightings.items()},
+        (0, 1.05 * weightings["default"]["validation_kl"].max()),
     )
     for kind in ("interpolation", "traversal", "neighbours"):
         infix = "_range" if kind == "neighbours" else ""

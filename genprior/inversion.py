@@ -310,12 +310,8 @@ class RelaxedEnergy:
             return start + v * self.diagonal * residual / self._variance(v)
         predicted, matrix, factor = self._factors(c, v)
         # K is linear, or taken as linear around G(z): K start = K G(z) + B (start - c).
-        residual = (
-            self.y[rows]
-            - predicted
-            - ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1)
-            - (0 if noise is None else noise)
-        )
+        moved = ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1)
+        residual = self.y[rows] - predicted - moved - (0 if noise is None else noise)
         solved = torch.cholesky_solve(residual.unsqueeze(2), factor)
         return start + v * (matrix.mT @ solved).squeeze(2)
 
@@ -446,7 +442,7 @@ def fisher_scoring(
 
     Step d = -ρ H g, H = (F + μ diag F)⁻¹ with the Fisher matrix F; μ follows the gain ratio (Nielsen 1999, report
     IMM-REP-1999-05, equation 2.4; Marquardt 1963 for diag F). F is computed anew after every `refresh` accepted steps
-    or three refusals; between, gradients alone correct H (`_secant`), at a fifth of the cost, and the reach ρ, 1 after
+    or three refusals; between, gradients alone correct H (`_secant`), at a part of the cost, and the reach ρ, 1 after
     a new F and a quarter after a refusal, keeps them in check; refresh = 1 is plain Fisher scoring. A code has
     converged once a step promises less than `tolerance` (1 + |energy|). Returns the best codes, their energies (inf
     where even the start has none), and the index of each one's STATUS.

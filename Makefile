@@ -6,6 +6,9 @@ unexport PYTHONPATH
 repro: .venv/ready  ## run what has changed since the last run (default)
 	dvc repro
 
+report: .venv/ready  ## write the last run as one HTML page, report.html
+	python -m tools.page
+
 test: .venv/ready  ## run the tests
 	python -m pytest
 
@@ -29,4 +32,4 @@ help:  ## list the targets
 	.venv/bin/pip install --disable-pip-version-check --quiet --requirement requirements.txt
 	touch $@
 
-.PHONY: repro test lint lock help
+.PHONY: repro report test lint lock help

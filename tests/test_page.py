@@ -9,6 +9,8 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
@@ -113,6 +115,14 @@ def test_psnr_is_that_of_the_metrics_and_the_best_is_marked(read):
         best = {m for m, value in values.items() if value == max(values.values())}
         assert {m for (m, p), cell in shown.items() if p == problem and cell.startswith("*")} == best
     assert shown["minimum norm", "blur"].startswith("−")
+
+
+def test_the_best_is_marked_as_it_prints_and_nothing_where_there_is_nothing():
+    frame = pd.DataFrame({"a": [0.124, 0.121, 0.1], "b": [np.nan] * 3, "c": [-3, np.nan, -4.0]}, index=["p", "q", "r"])
+    rows = page.cells(frame, [2, 2, 0], frame)["rows"]
+    assert rows["p"] == [("0.12", True), ("", False), ("−3", True)]
+    assert rows["q"] == [("0.12", True), ("", False), ("", False)]
+    assert rows["r"] == [("0.10", False), ("", False), ("−4", False)]
 
 
 def test_the_marked_samples_are_nearest_to_real_patches(read):

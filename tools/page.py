@@ -209,7 +209,8 @@ def cells(frame: pd.DataFrame, digits: int | list[int], score: pd.DataFrame | No
     """
     places = dict(zip(frame, [digits] * frame.shape[1] if isinstance(digits, int) else digits, strict=True))
     shown = frame.apply(lambda column: column.map(lambda value: number(value, places[column.name])))
-    best = {} if score is None else {column: shown.loc[score[column].idxmax(), column] for column in score}
+    scored = [] if score is None else score.dropna(axis=1, how="all")
+    best = {column: shown.loc[scored[column].idxmax(), column] for column in scored}
     return {
         "columns": list(frame),
         "rows": {name: [(text, text == best.get(c)) for c, text in row.items()] for name, row in shown.iterrows()},

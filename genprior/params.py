@@ -1,33 +1,42 @@
 """params.yaml as a typed schema: what every knob is, and one clear line when it is wrong."""
 
-import re
+import math
+import reprlib
+import warnings
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.nodes import MappingNode
+
+MOST_BYTES = 1_000_000  # of a parameter file
+MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
+MOST_NUMBERS = 2**28  # at a time in one place: 1 GB in float32
 
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one line that says what, and what would be right."""
 
-
-def _number(value: object) -> object:
-    # PyYAML follows YAML 1.1, where 1e-05 is a string, and DVC writes exactly that for `-S lr=0.00001`.
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
-        return float(value)
-    return value
+    def __str__(self) -> str:
+        # Names of files and keys are the user's, and may hold anything.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
 
 
-Float = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[Float, Field(gt=0, le=1e6)]
-NonNegative = Annotated[Float, Field(ge=0, le=1e6)]
-Fraction = Annotated[Float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Noise = Annotated[float, Field(ge=1e-5, le=1e3)]  # a standard deviation, of images in [0, 1]
+Weight = Annotated[float, Field(ge=1e-12, le=1e6)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
 Size = Annotated[int, Field(gt=0, le=16_384)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Hidden = Annotated[list[Size], Field(min_length=1, max_length=16)]
-File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$")]
+File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4000)]
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "tanh"]
 
 
@@ -48,10 +57,10 @@ class ExtractPatches(Settings):
     scenes: list[Annotated[list[File], Field(min_length=2)]]
     image_size: Size | Pair | None
     crop: Annotated[list[Annotated[int, Field(ge=0, le=16_384)]], Field(min_length=4, max_length=4)] | None
-    patch_size: Pair
+    patch_size: Annotated[list[Annotated[int, Field(ge=2, le=MOST_PIXELS)]], Field(min_length=2, max_length=2)]
     stride: Size
     symmetries: bool
-    max_patches: Count
+    max_patches: Annotated[int, Field(ge=2, le=10_000_000)]
 
     @model_validator(mode="after")
     def _split_by_scene(self) -> Self:
@@ -73,6 +82,11 @@ class ExtractPatches(Settings):
 
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
+        if math.prod(self.patch_size) > MOST_PIXELS:
+            raise ValueError(
+                f"extract_patches.patch_size = {self.patch_size} has {math.prod(self.patch_size)} pixels; "
+                f"at most {MOST_PIXELS} would be right"
+            )
         sides = self.image_size or self.crop
         if isinstance(sides, int):
             smallest = [sides, sides]  # the shorter side
@@ -121,7 +135,7 @@ class TrainAE(_Training):
 
 class TrainVAE(_Training):
     noise: Literal["fixed", "learned", "pixel", "dct"]
-    sigma: Positive
+    sigma: Annotated[float, Field(ge=1e-4, le=1e3)]
     objective: Literal["elbo", "chapter"]
     beta: NonNegative
     chapter_steps: Count
@@ -133,8 +147,11 @@ class TrainVAE(_Training):
                 f"train_vae.noise = '{self.noise}': the mean squared error of train_vae.objective = 'chapter' "
                 "trains no noise; 'fixed' would be right"
             )
-        if self.objective == "chapter" and self.beta == 0:
-            raise ValueError("train_vae.beta = 0: the chapter's objective needs it above 0, it implies the noise")
+        if self.objective == "chapter" and self.beta < 1e-6:
+            raise ValueError(
+                f"train_vae.beta = {self.beta}: the chapter's objective takes its noise from it; "
+                "at least 1e-6 would be right"
+            )
         return self
 
 
@@ -149,12 +166,12 @@ class TrainGAN(_Training):
 
 
 class Sample(Settings):
-    count: Annotated[int, Field(ge=20, le=20_000)]
+    count: Annotated[int, Field(ge=20, le=10_000)]
     neighbours: Annotated[int, Field(gt=0, lt=20)]
 
 
 class _Problem(Settings):
-    sigma: Positive
+    sigma: Noise
 
 
 class Denoise(_Problem):
@@ -168,7 +185,7 @@ class Inpaint(_Problem):
 
 class Blur(_Problem):
     operator: Literal["blur"]
-    width: Positive
+    width: Annotated[float, Field(ge=0.01, le=100)]  # in pixels
 
 
 class SuperResolution(_Problem):
@@ -198,30 +215,30 @@ class Evaluate(Settings):
     solver_patches: Count
     posterior_patches: Count
     posterior_samples: Annotated[int, Field(ge=20, le=100_000)]
-    likelihood_patches: Count
+    likelihood_patches: Annotated[int, Field(ge=2, le=10_000_000)]  # one has no standard error
 
 
 class Baselines(Settings):
     validation_patches: Count
-    tikhonov_weights: Annotated[list[Positive], Field(min_length=1)]
-    lasso_weights: Annotated[list[Positive], Field(min_length=1)]
-    tv_weights: Annotated[list[Positive], Field(min_length=1)]
+    tikhonov_weights: Annotated[list[Weight], Field(min_length=1)]
+    lasso_weights: Annotated[list[Weight], Field(min_length=1)]
+    tv_weights: Annotated[list[Weight], Field(min_length=1)]
     mixture_components: list[Annotated[int, Field(gt=1, le=1000)]]
     mixture_patches: Count
     mixture_iterations: Count
-    mixture_shrinkages: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    mixture_shrinkages: Annotated[list[Share], Field(min_length=1)]
 
 
 class TrainDiscriminative(Settings):
     steps: Count
     batch_size: Count
     lr: Positive
-    hidden: Annotated[list[Size], Field(min_length=1)]
+    hidden: Hidden
 
 
 class Crossover(Settings):
     measurements: Annotated[list[Size], Field(min_length=2)]
-    sigma: Positive
+    sigma: Noise
     patches: Count
 
 
@@ -248,7 +265,9 @@ class Params(Settings):
     train_vae: TrainVAE
     train_gan: TrainGAN
     sample: Sample
-    problems: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z]\w*$")], Problem], Field(min_length=1)]
+    problems: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z]\w*$", max_length=40)], Problem], Field(min_length=1, max_length=100)
+    ]
     evaluate: Evaluate
     crossover: Crossover
     baselines: Baselines
@@ -266,15 +285,23 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _problems_fit(self) -> Self:
+        sides, n = self.extract_patches.patch_size, math.prod(self.extract_patches.patch_size)
         for name, problem in self.problems.items():
-            sides = self.extract_patches.patch_size
             if problem.operator == "downsample" and any(side % problem.factor for side in sides):
                 raise ValueError(
                     f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"
                 )
+            if problem.operator == "gaussian" and problem.measurements > n:
+                raise ValueError(f"problems.{name}.measurements = {problem.measurements}: a patch has {n} pixels")
+            if name in ("representation", "likelihood", "samples"):
+                raise ValueError(f"problems.{name}: the report has another use for the name; choose another")
         counts = self.crossover.measurements
         if counts != sorted(set(counts)):
-            raise ValueError(f"crossover.measurements = {counts}: the numbers must grow")
+            raise ValueError(f"crossover.measurements = {_shown(counts)}: the numbers must grow")
+        if counts[-1] > n:
+            raise ValueError(f"crossover.measurements = {_shown(counts)}: a patch has {n} pixels")
+        if self.network.latent_size > n:
+            raise ValueError(f"network.latent_size = {self.network.latent_size}: a patch has {n} pixels")
         if max(self.baselines.mixture_components, default=0) > self.baselines.mixture_patches:
             raise ValueError(
                 f"baselines.mixture_patches = {self.baselines.mixture_patches}: fewer than a mixture has components"
@@ -283,26 +310,111 @@ class Params(Settings):
             raise ValueError(f"problems.{clash[0]}: the name is taken by a problem of crossover; choose another")
         if self.report.posterior not in self.problems:
             raise ValueError(
-                f"report.posterior = '{self.report.posterior}' is none of problems: {', '.join(self.problems)}"
+                f"report.posterior = {_shown(self.report.posterior)} is none of problems: {', '.join(self.problems)}"
             )
         return self
 
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Self:
+        for key, numbers in self._numbers_at_once():
+            if numbers > MOST_NUMBERS:
+                raise ValueError(
+                    f"{key} = {_shown(attrgetter(key)(self))}: with the other parameters as they are it takes about "
+                    f"{numbers / 2**28:.2g} GB at a time; at most 1 GB would be right"
+                )
+        return self
+
+    def _numbers_at_once(self) -> list[tuple[str, int]]:
+        """The largest arrays that grow with a parameter, in numbers of 4 bytes: rough, but with the right powers."""
+
+        def weights(widths: list[int]) -> int:
+            return 4 * sum(a * b for a, b in pairwise(widths))  # and their gradients, and Adam's two moments
+
+        n, k = math.prod(self.extract_patches.patch_size), self.network.latent_size
+        coder = [n, *self.network.hidden, k]
+        rival = [n, *self.train_gan.discriminator_hidden, 1]
+        single = [n, *self.train_discriminative.hidden, 2 * n]
+        settings, baselines = self.evaluate, self.baselines
+        restored = min(settings.patches, self.extract_patches.max_patches)
+        posterior = max(min(settings.posterior_patches, restored), settings.likelihood_patches)
+        batches = [
+            (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or self.extract_patches.max_patches))
+            for name, extra in (("residual", []), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
+            for block in [getattr(self, name)]
+        ]
+        return [
+            ("network.hidden", 3 * weights(coder)),  # encoder, decoder, variances
+            ("train_gan.discriminator_hidden", weights(rival)),
+            ("train_discriminative.hidden", weights(single)),
+            ("network.latent_size", 64 * k * max(n, *self.network.hidden)),  # Jacobians
+            *batches,
+            ("train_discriminative.batch_size", 4 * sum(single) * self.train_discriminative.batch_size),
+            ("evaluate.patches", restored * max(n * len(self.problems), 4096)),
+            ("evaluate.range.starts", settings.range.starts * restored * k**2),
+            ("evaluate.relaxed.starts", settings.relaxed.starts * restored * k**2),
+            ("evaluate.solver_patches", 16 * min(settings.solver_patches, restored) * k**2),
+            ("evaluate.mean_samples", settings.mean_samples * restored * n),
+            ("evaluate.posterior_patches", 4 * min(settings.posterior_patches, restored) * k**2),
+            ("evaluate.likelihood_patches", settings.likelihood_patches * max(4096, 4 * k**2)),
+            ("evaluate.posterior_samples", settings.posterior_samples * posterior * max(n, 12 * k)),
+            ("baselines.validation_patches", 2 * n * baselines.validation_patches),
+            ("baselines.mixture_patches", 2 * n * baselines.mixture_patches),
+            (
+                "baselines.mixture_components",
+                2 * n**2 * max(baselines.mixture_components, default=0) * (1 + len(baselines.mixture_shrinkages)),
+            ),
+        ]
+
+
+class _Constructor(SafeConstructor):
+    def flatten_mapping(self, node: MappingNode) -> None:
+        # Merges of merges grow without bound, and hide what a block holds.
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "blocks are not merged (<<); write the values out", key.start_mark)
+        super().flatten_mapping(node)
+
 
 def load_params(path: str | Path) -> Params:
-    """Read and check a parameter file; InputError names the first wrong key, its value and what would be right."""
+    """Read and check a parameter file; InputError names the first wrong key, its value and what would be right.
+
+    It is YAML 1.2, read by the same library as DVC reads it, without merge keys.
+    """
+    return check(Params, _read_yaml(Path(path)), str(path))
+
+
+def _read_yaml(path: Path) -> object:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+        if not path.is_file():
+            raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes; at most {MOST_BYTES} would be right")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {type(values).__name__}, not blocks of parameters")
     try:
-        return Params.model_validate(values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of YAML 1.1, for whoever asks for it
+            return yaml.load(text)
+    except Exception as error:  # on a wrong tag the parser raises nearly anything
+        raise InputError(f"{path}: not valid YAML: {_shortened(' '.join(str(error).split()), 400)}") from None
+
+
+Schema = TypeVar("Schema", bound=Settings)
+
+
+def check(schema: type[Schema], values: object, where: str) -> Schema:
+    """Values by a schema; InputError names where they come from, the first wrong key and what would be right."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: holds {type(values).__name__}, not blocks of parameters")
+    try:
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_line(error, values)}") from None
+        raise InputError(f"{where}: {_first_line(error, values)}") from None
+    except UnicodeEncodeError:  # half a surrogate pair, in a key
+        raise InputError(f"{where}: holds a key that is no text") from None
 
 
 def _first_line(error: ValidationError, values: dict) -> str:
@@ -315,9 +427,10 @@ def _first_line(error: ValidationError, values: dict) -> str:
             message = ".".join(filter(None, [key, str(detail["loc"][-1])])) + " is missing"
         elif detail["type"] == "extra_forbidden":
             message = f"{key} is not a parameter"
+        elif detail["type"] == "invalid_key":
+            message = f"{'.'.join(map(str, detail['loc']))} is no name of a parameter"
         elif detail["type"] != "value_error":
-            value = repr(place) if len(repr(place)) <= 80 else repr(place)[:77] + "..."
-            message = f"{key} = {value}: {message[0].lower()}{message[1:]}"
+            message = f"{key} = {_shown(place)}: {message[0].lower()}{message[1:]}"
             if key in found:  # one member of a union each
                 message = f"{found[key]}, or {message.split(': ', 1)[1]}"
         found[key] = message
@@ -330,6 +443,21 @@ def _locate(location: tuple, values: dict) -> tuple[str, object]:
     keys, place = [], values
     for step in location:
         if (isinstance(place, dict) and step in place) or (isinstance(place, list) and isinstance(step, int)):
-            keys.append(str(step))
+            keys.append(_shortened(str(step), 80))
             place = place[step]
     return ".".join(keys), place
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, long ones shortened; never built whole, for aliases can make it larger than memory."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    short.maxlist = 8
+    try:
+        return _shortened(short.repr(value), 80)
+    except ValueError:  # Python prints no more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."

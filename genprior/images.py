@@ -1,5 +1,7 @@
 """Photographs to patches: reading any picture as grey, resizing, cutting, and the patches' DCT basis."""
 
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,9 @@ import scipy.fft
 from PIL import Image, ImageOps
 
 from genprior.params import InputError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM")  # Pillow would run Ghostscript for others
+MOST_PIXELS = 2**27  # 134 megapixels: a file of a few bytes can claim any number
 
 
 def read_photograph(path: str | Path) -> np.ndarray:
@@ -17,21 +22,36 @@ def read_photograph(path: str | Path) -> np.ndarray:
     Raises InputError that names a file which is missing, empty, truncated, too large or no picture.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
     try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _grey(upright, path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, on what it can read all the same
+            return _read(path)
     except InputError:
         raise
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a picture: {reason}") from None
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        raise InputError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from None
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image.size[::-1], path)
+            image.load()
+            return _grey(ImageOps.exif_transpose(image), path)
     except Image.UnidentifiedImageError:
         return _deep_tiff(path)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise InputError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from None
+
+
+def _check_size(shape: tuple[int, ...], path: Path) -> None:
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise InputError(f"{path}: {shape[0]} × {shape[1]} pixels; at most {MOST_PIXELS} in all would be right")
 
 
 def _grey(image: Image.Image, path: Path) -> np.ndarray:
@@ -51,16 +71,23 @@ def _deep_tiff(path: Path) -> np.ndarray:
     # Pillow has no mode for colour deeper than 8 bits; tifffile, which scikit-image brings along, reads it.
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would log is in our one line
     try:
-        values = tifffile.imread(path, key=0)
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            shape = page.shape
+            if len(shape) in (2, 3):
+                _check_size(shape, path)
+                values = page.asarray()
+    except InputError:
+        raise
     except Exception:  # also whatever its decoders raise on damaged data
         raise InputError(f"{path}: not a picture (JPEG, PNG or TIFF), or damaged") from None
-    values = _eight_bit(values, path)
-    if values.ndim == 3 and values.shape[2] in (3, 4):
-        return _grey(Image.fromarray(values), path)
-    if values.ndim != 2:
-        raise InputError(f"{path}: a TIFF of shape {values.shape}; (height, width[, 3 or 4]) would be right")
-    return values
+    if len(shape) == 2:
+        return _eight_bit(values, path)
+    if len(shape) == 3 and shape[2] in (3, 4):
+        return _grey(Image.fromarray(_eight_bit(values, path)), path)
+    raise InputError(f"{path}: a TIFF of shape {shape}; (height, width[, 3 or 4]) would be right")
 
 
 def _eight_bit(values: np.ndarray, path: Path) -> np.ndarray:

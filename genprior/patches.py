@@ -3,21 +3,31 @@
 import torch
 from torch import Tensor
 
-from genprior.params import InputError
+from genprior.params import MOST_PIXELS, InputError
 from genprior.stage import read_array
 
 
 def load_patches(path: str, device: torch.device | str) -> Tensor:
     """Patches from a .npy file as uint8, (N, 1, h, w); InputError where it holds something else."""
     patches = read_array(path)
-    if patches.dtype != "uint8" or patches.ndim != 3 or len(patches) == 0:
-        raise InputError(f"{path}: {patches.dtype} {patches.shape}; patches are uint8 (N, height, width), N > 0")
+    if patches.dtype != "uint8" or patches.ndim != 3 or patches.size == 0 or patches[0].size > MOST_PIXELS:
+        raise InputError(
+            f"{path}: {patches.dtype} {patches.shape}; patches are uint8 (N, height, width), N > 0, "
+            f"of at most {MOST_PIXELS} pixels"
+        )
     return torch.from_numpy(patches).unsqueeze(1).to(device)
 
 
-def load_splits(folder: str, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test patches of a folder, each uint8 (N, 1, h, w)."""
-    return tuple(load_patches(f"{folder}/{split}.npy", device) for split in ("train", "validation", "test"))
+def load_splits(
+    folder: str, device: torch.device | str, splits: tuple[str, ...] = ("train", "validation", "test")
+) -> tuple[Tensor, ...]:
+    """Patches of a folder's splits, each uint8 (N, 1, h, w) of one shape; InputError where the shapes differ."""
+    loaded = tuple(load_patches(f"{folder}/{split}.npy", device) for split in splits)
+    for split, patches in zip(splits, loaded, strict=True):
+        if patches.shape[2:] != loaded[0].shape[2:]:
+            shapes = [list(found.shape[2:]) for found in (patches, loaded[0])]
+            raise InputError(f"{folder}/{split}.npy: patches of {shapes[0]}, and in {splits[0]}.npy of {shapes[1]}")
+    return loaded
 
 
 def to_unit(patches: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethod
 from PIL import Image
 from torch import Tensor
 
+from genprior.images import read_photograph
 from genprior.stage import whole_file
 
 matplotlib.use("Agg")
@@ -81,7 +82,7 @@ def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: 
 
 def join_pictures(path: str | Path, parts: list[str], gap: int = 24) -> None:
     """Write grey pictures of one height side by side on white."""
-    opened = [np.asarray(Image.open(part)) for part in parts]
+    opened = [read_photograph(part) for part in parts]
     white = np.full((len(opened[0]), gap), 255, dtype=np.uint8)
     joined = np.hstack([piece for picture in opened for piece in (white, picture)][1:])
     with whole_file(path) as part:

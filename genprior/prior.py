@@ -1,7 +1,9 @@
 """Prior: what every trained model is handed on as, and its file."""
 
 import json
+import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
 from genprior.networks import Coefficients, Decoder, Encoder, with_columns
-from genprior.params import InputError
+from genprior.params import MOST_PIXELS, Activation, Hidden, InputError, Pair, Settings, Size, check
 from genprior.stage import whole_file
 
 
@@ -107,6 +109,8 @@ class Prior(nn.Module):
     def fit_codes(self, x: Tensor) -> None:
         """Fit a Gaussian to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I)."""
         codes = self.encoder(x)
+        if not codes.isfinite().all():
+            raise InputError("the codes came out as no finite numbers: training diverged; a smaller lr would be right")
         self.code_mean.copy_(codes.mean(0))
         # A code that never moves has no variance; the ridge keeps the factor invertible.
         covariance = torch.cov(codes.T).reshape(self.latent_size, self.latent_size)
@@ -173,18 +177,54 @@ def save_prior(prior: Prior, path: str | Path) -> None:
         save_file(shared, part, metadata={"prior": json.dumps(prior.config, sort_keys=True)})
 
 
-def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Prior:
-    """Rebuild a prior from its file; InputError names a file that is missing, damaged or of another kind."""
+class _Config(Settings):
+    """What a prior's file says of its network."""
+
+    shape: Pair
+    latent_size: Size
+    hidden: Hidden
+    activation: Activation
+    noise: Literal["constant", "dct", "pixel"] | None
+    encoder: Literal["none", "plain", "variational"]
+
+
+def load_prior(
+    path: str | Path, device: torch.device | str = "cpu", shape: tuple[int, int] | torch.Size | None = None
+) -> Prior:
+    """Rebuild a prior from its file; InputError names a file that is missing, damaged or of another kind.
+
+    shape: (h, w) of the patches that it is for, where another one is to be refused.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             config = json.loads((file.metadata() or {})["prior"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        prior = Prior(**config)
-        lacking, unknown = prior.load_state_dict(weights, strict=False)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not the file of a prior: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
+    except Exception:  # whatever json says of what is none
+        raise InputError(f"{path}: not the file of a prior: it has no settings of one") from None
+    config = check(_Config, config, f"{path}: not the file of a prior")
+    sizes = [
+        list(tensor.shape) for tensor in map(weights.get, ("coefficients.mean", "code_mean")) if tensor is not None
+    ]
+    if sizes != [[math.prod(config.shape)], [config.latent_size]] or sizes[0][0] > MOST_PIXELS:
+        raise InputError(f"{path}: not the file of a prior: its weights are not those of its settings")
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise InputError(f"{path}: {name} is {tensor.dtype}; torch.float32 would be right")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} is not finite; train the prior anew, with a smaller lr where it diverged")
+    if shape is not None and config.shape != list(shape):
+        raise InputError(
+            f"{path}: a prior of {config.shape[0]} × {config.shape[1]} patches, and these are {shape[0]} × {shape[1]}; "
+            "train it anew on them"
+        )
+    with torch.device("meta"):  # no memory for what the settings claim before the weights are known to be there
+        prior = Prior(**config.model_dump())
+    try:
+        lacking, unknown = prior.load_state_dict(weights, strict=False, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: not the file of a prior: {' '.join(str(error).split())[:400]}") from None
     lacking = [name for name in lacking if ".coefficients." not in name]
     if lacking or unknown:
         raise InputError(f"{path}: not the file of a prior: {[*lacking, *unknown][0]} is lacking or unknown")

@@ -9,8 +9,9 @@ from genprior.images import dct_basis
 
 
 def psnr_db(mean_squared_error: float | Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [0, 1]: -10 log10(mean squared error), in dB."""
-    return -10 * math.log10(float(mean_squared_error))
+    """Peak signal-to-noise ratio of images in [0, 1]: -10 log10(mean squared error), in dB, inf without an error."""
+    error = float(mean_squared_error)
+    return -10 * math.log10(error) if error else math.inf
 
 
 def prdc(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:

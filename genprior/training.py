@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from genprior.losses import gaussian_log_likelihood
 from genprior.networks import Encoder
-from genprior.params import Residual
+from genprior.params import InputError, Residual
 from genprior.patches import draw_batch
 from genprior.prior import Prior, elbo_terms
 from genprior.stage import steps
@@ -63,6 +63,8 @@ def check_residual(prior: Prior, encoder: Encoder, train: Tensor, held_out: Tens
 
     known, _ = residuals(train)
     covariance = (known.T @ known / len(known)).double()
+    if not covariance.isfinite().all():
+        raise InputError("residuals came out as no finite numbers: training diverged; a smaller lr would be right")
     residual, variance = residuals(held_out)
     constant = torch.distributions.MultivariateNormal(torch.zeros_like(covariance[0]), covariance)
     n = residual.shape[1]

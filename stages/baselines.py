@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from genprior import classical
 from genprior.images import dct_basis
 from genprior.operators import Measured, as_matrix, pose
-from genprior.params import Params, load_params
+from genprior.params import InputError, Params, load_params
 from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
 from genprior.quality import reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
@@ -82,6 +82,11 @@ def main() -> None:
     set_up(params.model_copy(update={"device": "cpu"}))  # small linear algebra in float64
     train, validation, test = load_splits("data/patches", "cpu")
     shape = tuple(test.shape[2:])
+    if len(train) < params.network.latent_size:
+        raise InputError(
+            f"data/patches/train.npy: {len(train)} patches; network.latent_size = {params.network.latent_size} principal "
+            "components need as many"
+        )
     x = draw_patches(test, params.evaluate.patches, params.seed)
     x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)
     truth = x_validation.flatten(1).double().numpy()
@@ -137,9 +142,9 @@ def main() -> None:
         per_pixel = prior.condition(np.eye(n), held_out, 0.0)[1] / n
         error = per_pixel.std(ddof=1) / len(per_pixel) ** 0.5
         values[name]["none"]["likelihood"] = {"log_likelihood": per_pixel.mean(), "standard_error": error}
+    write_metrics("metrics/baselines.json", values)
     for method, estimates in restored.items():
         write_array(f"data/baselines/{method}.npy", torch.stack(estimates).numpy())
-    write_metrics("metrics/baselines.json", values)
 
 
 if __name__ == "__main__":

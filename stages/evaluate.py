@@ -141,8 +141,8 @@ def main() -> None:
         raise InputError("usage: python -m stages.evaluate ae|vae|gan")
     params = load_params("params.yaml")
     device, seed, settings = set_up(params), params.seed, params.evaluate
-    prior = load_prior(f"data/models/{name}.safetensors", device)
     test = load_patches("data/patches/test.npy", device)
+    prior = load_prior(f"data/models/{name}.safetensors", device, test.shape[2:])
     x = draw_patches(test, settings.patches, seed)
     held_out = min(settings.posterior_patches, len(x))
     best = represent(prior, x, settings, seed)

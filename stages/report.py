@@ -33,34 +33,88 @@ NAMES = {
 }
 
 
-def rows(values: dict) -> Iterator[tuple[str, str, str, str, float]]:
-    """{method: {constraint: {problem: {measure: value}}}} as rows of the long table."""
-    for method, constraints in values.items():
-        for constraint, problems in sorted(constraints.items(), key=lambda item: CONSTRAINTS.index(item[0])):
-            for problem, measures in problems.items():
-                for measure, value in measures.items():
-                    yield method, problem, constraint, measure, value
+class Metrics(dict):
+    """The numbers of one file of metrics/ by their keys, as in found["vae", "range", "blur", "mse"].
 
+    Raises InputError where the file is missing or damaged, or lacks a key that is asked for.
+    """
 
-def read_metrics(name: str) -> dict:
-    """One file of metrics/; InputError where it is missing or damaged."""
-    path = f"metrics/{name}.json"
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable metrics: {error}") from None
+    def __init__(self, name: str):
+        self.path = f"metrics/{name}.json"
+        try:
+            values = json.loads(Path(self.path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{self.path}: not readable metrics: {error}") from None
+        super().__init__(self._leaves(values, ()))
+
+    def _leaves(self, value: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+        if isinstance(value, dict) and len(keys) < 4:
+            for key, inner in value.items():
+                yield from self._leaves(inner, (*keys, key))
+        elif isinstance(value, int | float) and keys:
+            yield keys, value
+        else:
+            raise InputError(f"{self.path}: {'.'.join(keys)} holds {type(value).__name__}; a number would be right")
+
+    def __missing__(self, keys: tuple[str, ...]) -> None:
+        raise InputError(f"{self.path}: has no {'.'.join(keys)}; its stage would have to run anew")
+
+    def rows(self) -> Iterator[tuple[str, str, str, str, float]]:
+        """Numbers under method, constraint, problem and measure as rows of the long table."""
+        methods = list(dict.fromkeys(keys[0] for keys in self))
+        for keys in self:
+            if len(keys) != 4 or keys[1] not in CONSTRAINTS:
+                raise InputError(f"{self.path}: {'.'.join(keys)}: method.constraint.problem.measure would be right")
+        for keys in sorted(self, key=lambda keys: (methods.index(keys[0]), CONSTRAINTS.index(keys[1]))):
+            method, constraint, problem, measure = keys
+            yield method, problem, constraint, measure, self[keys]
 
 
 def collect_table() -> pd.DataFrame:
     """Restoration errors of every method and sample measures of every prior, long form."""
-    found = [row for name in PRIORS for row in rows(read_metrics(f"evaluate_{name}"))]
-    found += rows(read_metrics("baselines"))
-    found += rows(read_metrics("train_discriminative"))
-    samples = read_metrics("sample")["sample"]
-    floor = samples.pop("floor")
-    found += rows({"floor": {"none": {"samples": floor}}})
-    found += rows({m: {c: {"samples": v} for c, v in constraints.items()} for m, constraints in samples.items()})
+    found = [
+        row
+        for name in (*(f"evaluate_{name}" for name in PRIORS), "baselines", "train_discriminative")
+        for row in Metrics(name).rows()
+    ]
+    samples = Metrics("sample")
+    # sample.floor.measure first, then sample.method.constraint.measure
+    for keys in sorted(samples, key=len):
+        method, constraint = keys[1], keys[2] if len(keys) == 4 else "none"
+        found.append((method, "samples", constraint, keys[-1], samples[keys]))
     return pd.DataFrame(found, columns=["method", "problem", "constraint", "measure", "value"])
+
+
+def check_table(table: pd.DataFrame, params: Params) -> None:
+    """InputError where the table lacks a restoration that the page shows."""
+    known = set(zip(table.method, table.constraint, table.problem, strict=True))
+    needed = [(name, constraint) for name in PRIORS for constraint in ("range", "relaxed")]
+    needed += [("pca", "range"), *((name, "none") for name in ("gaussian", "lasso_dct", "minimum_norm"))]
+    for method, constraint in needed:
+        for problem in [*params.problems, *params.crossover_problems()]:
+            if (method, constraint, problem) not in known:
+                raise InputError(
+                    f"metrics/: nothing of {method}, {constraint} on {problem}; its stage would have to run anew"
+                )
+
+
+def read_curve(name: str, columns: list[str]) -> pd.DataFrame:
+    """A training curve with these columns, all numbers; InputError where the file is missing or holds anything else."""
+    path = f"data/curves/{name}.csv"
+    try:
+        curve = pd.read_csv(path)
+        return curve[["step", *columns]].astype(float)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a curve of {', '.join(columns)}: {' '.join(str(error).split())}") from None
+
+
+def read_estimates(file: str, problems: list[str], x: np.ndarray) -> np.ndarray:
+    """Estimates of patches x (P, h, w) for each problem, those of the representation before them dropped."""
+    array = read_array(file)
+    # An array under `range` begins with the representation of the truth, which the others lack.
+    if array.ndim != 4 or len(array) - len(problems) not in (0, 1) or array.shape[1:] != x.shape:
+        raise InputError(f"{file}: {array.shape}; {(len(problems), *x.shape)} would be right")
+    return array[len(array) - len(problems) :]
 
 
 def labelled(table: pd.DataFrame, columns: str, order: list[str], title: str) -> pd.DataFrame:
@@ -98,31 +152,57 @@ def markdown(table: pd.DataFrame, digits: int) -> str:
     return "\n".join(lines)
 
 
-def reconstructions(problems: list[str], x: np.ndarray, count: int) -> list[str]:
-    """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
+def read_samples(name: str) -> np.ndarray:
+    """Samples of a prior, or real patches: (N, h, w)."""
+    file = f"data/samples/{name}.npy"
+    array = read_array(file)
+    if array.ndim != 3 or array.size == 0:
+        raise InputError(f"{file}: {array.shape}; (N, height, width) would be right")
+    return array
+
+
+def read_reconstructions(problems: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every method's estimates of patches x (P, h, w) for each problem, by its title."""
     files = {label(name, ""): f"baselines/{name}" for name in ("minimum_norm", "lasso_dct", "gaussian", "pca")}
     files[NAMES["discriminative"]] = "reconstructions/discriminative"
     files |= {label(name, c): f"reconstructions/{name}_{c}" for c in ("range", "relaxed", "mean") for name in PRIORS}
-    arrays = {title: read_array(f"data/{file}.npy") for title, file in files.items()}
+    return {title: read_estimates(f"data/{file}.npy", problems, x) for title, file in files.items()}
+
+
+def reconstructions(estimates: dict[str, np.ndarray], problems: list[str], x: np.ndarray, count: int) -> list[str]:
+    """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
     written = []
-    for problem in problems:
-        found = {"truth": x[:count]}
-        for title, array in arrays.items():
-            # An array under `range` begins with the representation of the truth, which the others lack.
-            offset = len(array) - len(problems)
-            found[title] = array[problems.index(problem) + offset][:count]
+    for i, problem in enumerate(problems):
+        found = {"truth": x[:count]} | {title: array[i][:count] for title, array in estimates.items()}
         written.append(f"reconstructions_{problem}.png")
         pictures.reconstruction_figure(TARGET / written[-1], found, problem)
     return written
 
 
-def posterior_pictures(problems: list[str], problem: str, x: np.ndarray, count: int) -> list[str]:
-    """For each prior: truth, minimum norm, four posterior samples, their mean and standard deviation."""
-    written = []
-    measured = read_array("data/baselines/minimum_norm.npy")[problems.index(problem)]
+def read_posteriors(problems: list[str], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What each prior's posterior shows, its four samples, mean and standard deviation: (problems, N, 6, h, w)."""
+    found = {}
     for name in PRIORS:
-        drawn = read_array(f"data/reconstructions/{name}_posterior.npy")[problems.index(problem)][:count]
-        found = {"truth": x[: len(drawn)], NAMES["minimum_norm"]: measured[: len(drawn)]}
+        file = f"data/reconstructions/{name}_posterior.npy"
+        found[name] = read_array(file)
+        if found[name].ndim != 5 or len(found[name]) != len(problems) or found[name].shape[2:] != (6, *shape):
+            raise InputError(f"{file}: {found[name].shape}; {(len(problems), 'N', 6, *shape)} would be right")
+    return found
+
+
+def posterior_pictures(
+    posteriors: dict[str, np.ndarray],
+    measured: np.ndarray,
+    problems: list[str],
+    problem: str,
+    x: np.ndarray,
+    count: int,
+) -> list[str]:
+    """For each prior: truth, minimum norm, four posterior samples, their mean and standard deviation."""
+    written, i = [], problems.index(problem)
+    for name in PRIORS:
+        drawn = posteriors[name][i][:count]
+        found = {"truth": x[: len(drawn)], NAMES["minimum_norm"]: measured[i][: len(drawn)]}
         found |= {f"sample {i + 1}": drawn[:, i] for i in range(4)}
         found |= {"posterior mean": drawn[:, 4], "standard deviation × 5": 5 * drawn[:, 5]}
         written.append(f"posterior_{name}.png")
@@ -153,24 +233,24 @@ def trained(params: Params) -> list[str]:
     residual = pd.DataFrame(
         {
             NAMES[name]: {
-                "v(z)": found["residual_log_likelihood"],
-                "one full covariance": found["residual_log_likelihood_constant"],
+                "v(z)": found[f"train_{name}", "residual_log_likelihood"],
+                "one full covariance": found[f"train_{name}", "residual_log_likelihood_constant"],
             }
             for name in ("ae", "gan")
-            for found in [read_metrics(f"train_{name}")[f"train_{name}"]]
+            for found in [Metrics(f"train_{name}")]
         }
     ).T.rename_axis("residuals")
-    vae = read_metrics("train_vae")["train_vae"]
+    vae = Metrics("train_vae")
     measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
     weighting = pd.DataFrame(
         {
-            title: {column: found[key] for column, key in measured.items()}
-            for title, found in (("default", vae), ("the chapter's", vae["chapter"]))
+            title: {column: vae["train_vae", *block, key] for column, key in measured.items()}
+            for title, block in (("default", ()), ("the chapter's", ("chapter",)))
         }
     ).T.rename_axis("weighting")
     return [
         "Posterior collapse: the chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder "
-        f"with σ = {vae['chapter']['sigma']:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
+        f"with σ = {vae['train_vae', 'chapter', 'sigma']:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
         f"such noise little that a code could say is worth its nats: most of the k = {params.network.latent_size} fall "
         "back onto the prior, and the rest tell the mean and the coarsest shape. The default's codes say more, and "
         "something else: with v(z) they tell which contrasts and textures to expect, and leave the mean to y, so that "
@@ -293,32 +373,48 @@ def main() -> None:
     params = load_params("params.yaml")
     problems = list(params.problems)
     table = collect_table()
+    check_table(table, params)
     x = draw_patches(load_patches("data/patches/test.npy", "cpu"), params.evaluate.patches, params.seed)
 
-    grids = {"real patches": read_array("data/samples/real.npy")}
+    grids = {"real patches": read_samples("real")}
     grids |= {
-        label(m, c): read_array(f"data/samples/{m}_{c}.npy")
+        label(m, c): read_samples(f"{m}_{c}")
         for m, c in table[table.problem == "samples"][["method", "constraint"]].drop_duplicates().values
         if m != "floor"
     }
     x = x.squeeze(1).numpy()
-    curves = {name: pd.read_csv(f"data/curves/{name}.csv") for name in PRIORS}
+    shown = {
+        "ae": ["train_mse", "validation_mse"],
+        "vae": ["train_elbo", "validation_elbo", "train_kl", "validation_kl"],
+        "gan": ["d_loss", "g_loss", "coverage", "recall", "spread"],
+    }
+    curves = {name: read_curve(name, columns) for name, columns in shown.items()}
     panels = {
         "autoencoder: mean squared error": (curves["ae"], ["train_mse", "validation_mse"]),
         "VAE: ELBO, nats per pixel": (curves["vae"], ["train_elbo", "validation_elbo"]),
         "VAE: KL, nats per patch": (curves["vae"], ["train_kl", "validation_kl"]),
         "GAN: losses": (curves["gan"], ["d_loss", "g_loss"]),
     }
-    reconstructed = reconstructions(problems, x, params.report.pictures)
-    posteriors = posterior_pictures(problems, params.report.posterior, x, params.report.pictures)
+    estimates, posteriors = read_reconstructions(problems, x), read_posteriors(problems, x.shape[1:])
+    chapters = {"gan": read_curve("gan_chapter", shown["gan"][2:]), "vae": read_curve("vae_chapter", shown["vae"][2:])}
+
+    reconstructed = reconstructions(estimates, problems, x, params.report.pictures)
+    pictured = posterior_pictures(
+        posteriors,
+        estimates[NAMES["minimum_norm"]],
+        problems,
+        params.report.posterior,
+        x,
+        params.report.pictures,
+    )
     pictures.sample_figure(TARGET / "samples.png", grids)
-    games = {"default": curves["gan"], "the chapter's": pd.read_csv("data/curves/gan_chapter.csv")}
+    games = {"default": curves["gan"], "the chapter's": chapters["gan"]}
     pictures.curve_figure(
         TARGET / "collapse.png",
         {f"GAN, {n}": (t, ["coverage", "recall", "spread"]) for n, t in games.items()},
         (0, 1.2),
     )
-    weightings = {"default": curves["vae"], "the chapter's weighting": pd.read_csv("data/curves/vae_chapter.csv")}
+    weightings = {"default": curves["vae"], "the chapter's weighting": chapters["vae"]}
     pictures.curve_figure(
         TARGET / "posterior_collapse.png",
         {f"VAE, {n}: KL, nats per patch": (t, ["train_kl", "validation_kl"]) for n, t in weightings.items()},
@@ -334,19 +430,15 @@ def main() -> None:
     pictures.bar_figure(TARGET / "psnr.png", gain, f"PSNR over the {NAMES['gaussian']}'s [dB]")
     by_count = crossover(table[~table.method.isin(["minimum_norm", "tikhonov"])], params.crossover.measurements)
     few = x[: params.crossover.patches]  # the floors on the very patches of the curves
-    floors = {
-        NAMES[name]: psnr_db(
-            np.square(read_array(f"data/reconstructions/{name}_range.npy")[0, : len(few)] - few).mean()
-        )
-        for name in PRIORS
-    }
+    ranged = {name: read_array(f"data/reconstructions/{name}_range.npy") for name in PRIORS}  # the representation first
+    floors = {NAMES[name]: psnr_db(np.square(array[0, : len(few)] - few).mean()) for name, array in ranged.items()}
     ranges = [label(name, "range") for name in (*PRIORS, "pca")]
     confined, others = by_count.loc[ranges], by_count.drop(index=ranges)
     pictures.crossover_figure(
         TARGET / "crossover.png", confined, others, [NAMES["gaussian"], NAMES["lasso_dct"]], floors
     )
     write_csv(TARGET / "table.csv", table)
-    write_page(table, by_count, params, reconstructed, posteriors)
+    write_page(table, by_count, params, reconstructed, pictured)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genprior.losses import kl_standard_normal
 from genprior.params import InputError, Sample, load_params
-from genprior.patches import draw_patches, load_patches, to_unit
+from genprior.patches import draw_patches, load_splits, to_unit
 from genprior.pictures import save_grid
 from genprior.prior import Prior, load_prior
 from genprior.quality import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
@@ -104,20 +104,23 @@ def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
     settings = params.sample
-    priors = {name: load_prior(f"data/models/{name}.safetensors", device) for name in PRIORS}
-    train = load_patches("data/patches/train.npy", device)
+    train, test = load_splits("data/patches", device, ("train", "test"))
+    priors = {name: load_prior(f"data/models/{name}.safetensors", device, train.shape[2:]) for name in PRIORS}
     real, other = two_real_sets(train, settings, params.seed)
     # Memorisation: how near samples come to training patches, against how near patches of other photographs come.
     known = to_unit(train[:: max(1, len(train) // 20_000)])
-    held_out = draw_patches(load_patches("data/patches/test.npy", device), len(real), params.seed)
+    held_out = draw_patches(test, len(real), params.seed)
     usual = nearest_distance(held_out, known).median()
 
     values = {"floor": measure(real, other, settings, params.seed)}
-    for (method, constraint), samples in draws(priors, settings.count, params.seed).items():
+    drawn = draws(priors, settings.count, params.seed)
+    for (method, constraint), samples in drawn.items():
         found = values.setdefault(method, {})[constraint] = measure(real, samples, settings, params.seed)
         found["distance_to_train"] = (nearest_distance(samples[: len(real)], known).median() / usual).item()
         if constraint == "relaxed" and priors[method].is_variational:
             found.update(code_use(priors[method], held_out))
+    write_metrics("metrics/sample.json", {"sample": values})
+    for (method, constraint), samples in drawn.items():
         if method in priors:
             save_grid(f"data/samples/{method}_{constraint}_neighbours.png", with_neighbours(samples[:20], known, 4))
         write_array(f"data/samples/{method}_{constraint}.npy", samples.squeeze(1).cpu().numpy())
@@ -127,7 +130,6 @@ def main() -> None:
         save_grid(f"data/samples/{name}_traversal.png", along(prior, 8, 10))
     save_grid("data/samples/real.png", real[:100])
     write_array("data/samples/real.npy", real.squeeze(1).cpu().numpy())
-    write_metrics("metrics/sample.json", {"sample": values})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from genprior.images import dct_basis
 from genprior.networks import Coefficients, mlp
 from genprior.operators import Measured, as_matrix, pose
 from genprior.params import TrainDiscriminative, load_params
-from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
+from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
 from genprior.stage import run, set_up, steps, write_array, write_metrics
 from genprior.training import cosine_adam
 
@@ -77,7 +77,7 @@ def train(problem: Measured, patches: Tensor, settings: TrainDiscriminative, pri
 def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
-    patches, test = (load_patches(f"data/patches/{split}.npy", device) for split in ("train", "test"))
+    patches, test = load_splits("data/patches", device, ("train", "test"))
     x = draw_patches(test, params.evaluate.patches, params.seed)
     shape = tuple(x.shape[2:])
     flat = to_unit(patches).flatten(1).double().cpu().numpy()
@@ -88,8 +88,8 @@ def main() -> None:
         network = train(problem, patches, params.train_discriminative, prior, params.seed)
         restored.append(network(problem.y.flatten(1)))
         values[problem.name] = problem.measures(x, restored[-1])
-    write_array("data/reconstructions/discriminative.npy", torch.stack(restored).squeeze(2).cpu().numpy())
     write_metrics("metrics/train_discriminative.json", {"discriminative": {"none": values}})
+    write_array("data/reconstructions/discriminative.npy", torch.stack(restored).squeeze(2).cpu().numpy())
 
 
 if __name__ == "__main__":

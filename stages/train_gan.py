@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from genprior.losses import ADVERSARIAL, curvature_penalty, gradient_penalty, lipschitz_penalty
 from genprior.networks import mlp
 from genprior.params import Network, TrainGAN, load_params
-from genprior.patches import draw_batch, load_patches, to_unit
+from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import prdc
 from genprior.stage import run, set_up, steps, write_csv, write_metrics
@@ -105,7 +105,7 @@ def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
     settings = params.train_gan
-    patches, test = (load_patches(f"data/patches/{split}.npy", device) for split in ("train", "test"))
+    patches, test = load_splits("data/patches", device, ("train", "test"))
     prior, curve = train(patches, params.network, settings, params.seed)
     residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, params.seed)
     prior.eval().requires_grad_(False)

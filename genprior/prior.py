@@ -204,11 +204,9 @@ def load_prior(
     except Exception:  # whatever json says of what is none
         raise InputError(f"{path}: not the file of a prior: it has no settings of one") from None
     config = check(_Config, config, f"{path}: not the file of a prior")
-    sizes = [
-        list(tensor.shape) for tensor in map(weights.get, ("coefficients.mean", "code_mean")) if tensor is not None
-    ]
-    if sizes != [[math.prod(config.shape)], [config.latent_size]] or sizes[0][0] > MOST_PIXELS:
-        raise InputError(f"{path}: not the file of a prior: its weights are not those of its settings")
+    for name, size in {"coefficients.mean": math.prod(config.shape), "code_mean": config.latent_size}.items():
+        if name not in weights or weights[name].shape != (size,) or size > MOST_PIXELS:
+            raise InputError(f"{path}: not the file of a prior: {name} is not the {size} numbers of its settings")
     for name, tensor in weights.items():
         if tensor.dtype != torch.float32:
             raise InputError(f"{path}: {name} is {tensor.dtype}; torch.float32 would be right")

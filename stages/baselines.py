@@ -84,8 +84,8 @@ def main() -> None:
     shape = tuple(test.shape[2:])
     if len(train) < params.network.latent_size:
         raise InputError(
-            f"data/patches/train.npy: {len(train)} patches; network.latent_size = {params.network.latent_size} principal "
-            "components need as many"
+            f"data/patches/train.npy: {len(train)} patches; as many principal components as network.latent_size = "
+            f"{params.network.latent_size} need no fewer"
         )
     x = draw_patches(test, params.evaluate.patches, params.seed)
     x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)

@@ -52,9 +52,10 @@ def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
     Only training patches get mirrored and transposed copies. Raises InputError for a photograph that cannot be used,
     and for two files that hold the same picture.
     """
-    patches, seen, copies = {}, {}, 8 if settings.symmetries else 1
+    patches, seen = {}, {}
     for number, split in enumerate(SPLITS):
         parts, pixels = [], 0
+        copies = 8 if split == "train" and settings.symmetries else 1
         for file in getattr(settings, split):
             image = prepare(file, settings)
             digest = hashlib.sha256(image.tobytes()).digest()
@@ -65,8 +66,8 @@ def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
             if pixels > MOST_CUT:
                 raise InputError(
                     f"extract_patches.stride = {settings.stride}: the patches of extract_patches.{split}, of which "
-                    f"max_patches are drawn, have {pixels / 2**30:.1f} GB by {file} already; a larger stride, a smaller "
-                    "image_size or fewer photographs would be right"
+                    f"max_patches are drawn, have {pixels / 2**30:.1f} GB by {file} already; a larger stride, a "
+                    "smaller image_size or fewer photographs would be right"
                 )
             parts.append(images.cut_patches(image, settings.patch_size, settings.stride))
         found = np.concatenate(parts)

@@ -241,6 +241,7 @@ def trained(params: Params) -> list[str]:
         }
     ).T.rename_axis("residuals")
     vae = Metrics("train_vae")
+    sigma = vae["train_vae", "chapter", "sigma"]
     measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
     weighting = pd.DataFrame(
         {
@@ -250,7 +251,7 @@ def trained(params: Params) -> list[str]:
     ).T.rename_axis("weighting")
     return [
         "Posterior collapse: the chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder "
-        f"with σ = {vae['train_vae', 'chapter', 'sigma']:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
+        f"with σ = {sigma:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
         f"such noise little that a code could say is worth its nats: most of the k = {params.network.latent_size} fall "
         "back onto the prior, and the rest tell the mean and the coarsest shape. The default's codes say more, and "
         "something else: with v(z) they tell which contrasts and textures to expect, and leave the mean to y, so that "

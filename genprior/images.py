@@ -1,7 +1,10 @@
 """Photographs to patches: reading any picture as grey, resizing, cutting, and the patches' DCT basis."""
 
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +46,24 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image.size[::-1], path)
-            image.load()
+            with _silenced() if image.format == "TIFF" else nullcontext():
+                image.load()
             return _grey(ImageOps.exif_transpose(image), path)
     except Image.UnidentifiedImageError:
         return _deep_tiff(path)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    # libtiff writes to the process's stderr by itself what Pillow then raises.
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_size(shape: tuple[int, ...], path: Path) -> None:

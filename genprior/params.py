@@ -392,14 +392,30 @@ def _read_yaml(path: Path) -> object:
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes; at most {MOST_BYTES} would be right")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of YAML 1.1, for whoever asks for it
-            return yaml.load(text)
+            values = yaml.load(text)
     except Exception as error:  # on a wrong tag the parser raises nearly anything
         raise InputError(f"{path}: not valid YAML: {_shortened(' '.join(str(error).split()), 400)}") from None
+    if _grows_beyond(values, MOST_BYTES):
+        raise InputError(f"{path}: grows beyond {MOST_BYTES} values by its aliases (*); write the values out")
+    return values
+
+
+def _grows_beyond(values: object, most: int) -> bool:
+    """Whether nested values with their aliases written out are more than `most`: a file of few lines can be endless."""
+    count, left = 0, [values]
+    while left and count <= most:
+        value = left.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            left.extend(value.values() if isinstance(value, dict) else value)
+    return count > most
 
 
 Schema = TypeVar("Schema", bound=Settings)
@@ -430,7 +446,7 @@ def _first_line(error: ValidationError, values: dict) -> str:
         elif detail["type"] == "invalid_key":
             message = f"{'.'.join(map(str, detail['loc']))} is no name of a parameter"
         elif detail["type"] != "value_error":
-            message = f"{key} = {_shown(place)}: {message[0].lower()}{message[1:]}"
+            message = f"{key} = {_shown(place)}: {message[0].lower()}{_shortened(message[1:], 300)}"
             if key in found:  # one member of a union each
                 message = f"{found[key]}, or {message.split(': ', 1)[1]}"
         found[key] = message
@@ -449,7 +465,7 @@ def _locate(location: tuple, values: dict) -> tuple[str, object]:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, long ones shortened; never built whole, for aliases can make it larger than memory."""
+    """A value for a message, long ones shortened."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     short.maxlist = 8

@@ -31,7 +31,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import tiny
+from test_pipeline import STAGES, tiny
 
 from genprior.images import read_photograph
 from genprior.params import ExtractPatches, InputError, Params, load_params
@@ -403,6 +403,7 @@ def test_parameter_files(small, tmp_path, tell):
 
 # Everything at once as small, as narrow or as few as the schema lets it be.
 LOWEST = {
+    "threads": 1,
     "extract_patches.patch_size": [2, 2],
     "extract_patches.image_size": 3,
     "extract_patches.stride": 1,
@@ -480,6 +481,33 @@ def test_stages_run_at_the_lowest_of_everything(small, tmp_path, monkeypatch):
         print(name, arguments)
         importlib.import_module(f"stages.{name}").main()
     assert (tmp_path / "data/report/README.md").is_file()
+
+
+def affected(path: tuple) -> list[tuple[str, tuple[str, ...]]]:
+    """The runs that dvc.yaml starts when a parameter changes: those that name it, and those that take from them."""
+    key, found, changing = ".".join(map(str, path)) + ".", [], set()
+    for name, arguments in RUNS:
+        deps = {Path(dep.replace("${item.prior}", "".join(arguments))) for dep in STAGES[name]["deps"]}
+        named = any(key.startswith(f"{param}.") or param.startswith(key) for param in STAGES[name]["params"])
+        if named or deps & changing:
+            found.append((name, arguments))
+            changing |= set(outputs(name, arguments))
+    return found
+
+
+def taken(values: dict, folder: Path) -> list[tuple[tuple, object, dict]]:
+    """The mutants and extremes that the schema takes and that differ, less those that ask for hours of work."""
+    found, file = {}, folder / "candidate.yaml"
+    mutants = [(path, value) for _, path, value in leaf_mutants(values, 330)]
+    mutants += [(tuple(key.split(".")), value) for key, value, fine in EXTREMES if fine]
+    for path, value in mutants:
+        candidate = changed(values, path, value)
+        file.write_text(dumped(candidate))
+        if candidate != values and outcome(lambda: load_params(file), file.name)[0] == "accepted":
+            hours = path[-1] in ("steps", "chapter_steps", "iterations", "mixture_iterations") and value > 1000
+            if not hours:
+                found[path, repr(value)] = path, value, candidate
+    return list(found.values())
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -715,7 +743,7 @@ def damaged_models(model: Path) -> dict[str, Path]:
     data, found = model.read_bytes(), {}
     prior = load_prior(model)
     weights = {name: value for name, value in prior.state_dict().items() if ".coefficients." not in name}
-    length = struct.unpack("<Q", data[:8])[0]
+    length, hidden = struct.unpack("<Q", data[:8])[0], prior.config["hidden"][0]
 
     def write(name: str, content: bytes) -> None:
         found[name] = model.parent / f"{name.replace(' ', '_').replace('/', '-')}.safetensors"
@@ -752,9 +780,9 @@ def damaged_models(model: Path) -> dict[str, Path]:
     for i, text in enumerate(bad):
         save(f"settings {i}", weights, text)
     for key, values in {
-        "latent_size": [0, -1, 3, 1.5, True, "2", None, 10**4, 10**9, 2**70],
+        "latent_size": [0, -1, prior.latent_size + 1, 1.5, True, "2", None, 10**4, 10**9, 2**70],
         "shape": [[4], [8, 8], [2, 8, 1], [0, 0], [16_000, 16_000], "44", [4.0, 4.0]],
-        "hidden": [[], [0], [4], [3, 3], 3, [16_000] * 16, ["3"]],
+        "hidden": [[], [0], [hidden + 1], [hidden, hidden], hidden, [16_000] * 16, ["3"]],
         "activation": ["nothing", None, 1],
         "noise": ["pink", 0, None, "constant"],
         "encoder": ["", "none", "plain", None],
@@ -895,3 +923,118 @@ def test_metrics_and_curves_of_the_report(tmp_path, monkeypatch, tell):
         assert result == "refused", text
         counts[result] += 1
     tell("metrics and curves", counts)
+
+
+# --- as the processes that DVC starts ---------------------------------------------------------------------------------
+
+
+def outputs(name: str, arguments: tuple[str, ...]) -> list[Path]:
+    """The outputs of a run by dvc.yaml."""
+    outs = (next(iter(out)) if isinstance(out, dict) else out for out in STAGES[name]["outs"])
+    return [Path(out.replace("${item.prior}", "".join(arguments))) for out in outs]
+
+
+def process(folder: Path, name: str, arguments: tuple[str, ...] = ()) -> str | None:
+    """Run a stage as DVC does, its outputs deleted: None where it ends well, else the one line that it ends with."""
+    for out in (folder / out for out in outputs(name, arguments)):
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{name}", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    there = [str(out) for out in outputs(name, arguments) if (folder / out).exists()]
+    assert not [file for file in folder.rglob(".*") if file.is_file()]  # a file that is not whole yet
+    if done.returncode == 0:
+        assert len(there) == len(outputs(name, arguments)), there
+        return None
+    assert done.returncode == 1, done.stderr
+    assert not there, (there, done.stderr)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.stderr.endswith(line + "\n")
+    return line
+
+
+def test_extract_patches_as_a_process(small, tmp_path):
+    prepare(tmp_path, small)
+    assert process(tmp_path, "extract_patches") is None
+    (tmp_path / "imgs/train.png").write_bytes((tmp_path / "imgs/train.png").read_bytes()[:200])
+    assert process(tmp_path, "extract_patches").startswith("error: imgs/train.png: ")
+    prepare(tmp_path, by_key(small, "extract_patches.stride", 0))
+    assert process(tmp_path, "extract_patches").startswith("error: params.yaml: extract_patches.stride = 0: ")
+
+
+@pytest.mark.slow
+def test_stages_as_processes(small, tmp_path, tell):
+    """Parameters that the schema takes, pictures, models, arrays and metrics as above, through the stages."""
+    base, work, counts = tmp_path / "base", tmp_path / "work", Counter()
+    base.mkdir()
+    small["threads"] = 1
+    prepare(base, small)
+    for name, arguments in RUNS:
+        assert process(base, name, arguments) is None
+
+    def follow(
+        values: dict, runs: list[tuple[str, tuple[str, ...]]], spoil: Callable[[], object] = lambda: None
+    ) -> str:
+        if work.exists():
+            shutil.rmtree(work)
+        shutil.copytree(base, work)
+        prepare(work, values)
+        spoil()
+        for name, arguments in runs:
+            if (line := process(work, name, arguments)) is not None:
+                counts["refused"] += 1
+                return line
+        counts["accepted"] += 1
+        return ""
+
+    draw = random.Random(SEED)
+    for path, _, values in draw.sample(taken(small, tmp_path), 12):
+        follow(values, affected(path))
+    for text, *_ in draw.sample(leaf_mutants(small, 330), 6):
+        (tmp_path / "mutant.yaml").write_text(text)
+        if outcome(lambda: load_params(tmp_path / "mutant.yaml"), "mutant.yaml")[0] == "refused":
+            line = follow(small, [("extract_patches", ())], lambda text=text: (work / "params.yaml").write_text(text))
+            assert line.startswith("error: params.yaml: ")
+
+    (tmp_path / "odd").mkdir()
+    for name, file in draw.sample(sorted(odd_pictures(tmp_path / "odd").items()), 12):
+        if str(file).isprintable():
+            values = by_key(by_key(small, "extract_patches.train", [str(file)]), "extract_patches.image_size", 32)
+            line = follow(values, [("extract_patches", ())])
+            assert name.startswith("fine") == (line == ""), (name, line)
+
+    def overwrite(target: str, data: bytes) -> Callable[[], object]:
+        return lambda: (work / target).write_bytes(data)
+
+    whole = base / "data/models/vae.safetensors"
+    models = damaged_models(shutil.copy(whole, tmp_path / "whole.safetensors"))
+    for name, file in draw.sample(sorted(models.items()), 10):
+        if file.is_file() and not name.startswith(("fine", "perhaps")):
+            line = follow(small, [("evaluate", ("vae",))], overwrite("data/models/vae.safetensors", file.read_bytes()))
+            assert line.startswith("error: data/models/vae.safetensors: "), (name, line)
+    other = by_key(small, "extract_patches.patch_size", [8, 8])
+    other["problems"] = {"denoise": other["problems"]["denoise"]}
+    other["report"]["posterior"] = "denoise"
+    line = follow(other, [("extract_patches", ()), ("evaluate", ("vae",))])
+    assert "16 × 16" in line
+    assert "8 × 8" in line
+    for target, run in {
+        "data/patches/train.npy": ("train_ae", ()),
+        "data/patches/test.npy": ("baselines", ()),
+        "data/reconstructions/vae_mean.npy": ("report", ()),
+        "data/samples/real.npy": ("report", ()),
+        "data/curves/vae.csv": ("report", ()),
+        "metrics/sample.json": ("report", ()),
+        "metrics/train_vae.json": ("report", ()),
+    }.items():
+        line = follow(small, [run], overwrite(target, (base / target).read_bytes()[:90]))
+        assert line.startswith(f"error: {target}: "), line
+    tell("inputs through stages as processes", counts)
+    assert min(counts.values()) >= 10

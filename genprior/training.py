@@ -63,8 +63,8 @@ def check_residual(prior: Prior, encoder: Encoder, train: Tensor, held_out: Tens
 
     known, _ = residuals(train)
     covariance = (known.T @ known / len(known)).double()
-    if not covariance.isfinite().all():
-        raise InputError("residuals came out as no finite numbers: training diverged; a smaller lr would be right")
+    if not covariance.isfinite().all() or torch.linalg.cholesky_ex(covariance).info:
+        raise InputError("the residuals' covariance came out as no such matrix: training diverged; try a smaller lr")
     residual, variance = residuals(held_out)
     constant = torch.distributions.MultivariateNormal(torch.zeros_like(covariance[0]), covariance)
     n = residual.shape[1]

@@ -245,7 +245,7 @@ def yaml_tricks(text: str) -> dict[str, bytes]:
         "long key": text + f"{'k' * 100_000}: 2\n",
         "wrong YAML version": "%YAML 9.9\n---\n" + text,
         "directive": "%" * 1000,
-        "deep lists": "[" * 5000,
+        "deep lists": "[" * 700,
         "deep blocks": "{a: " * 5000,
         "deep dashes": "- " * 5000,
         "deep keys": "\n".join(" " * i + "k:" for i in range(900)),
@@ -326,7 +326,7 @@ EXTREMES = [
     ("baselines.tikhonov_weights", [1e-300], False),
     ("baselines.mixture_components", [2, 2], True),
     ("baselines.mixture_components", [], True),
-    ("baselines.mixture_components", [200] * 2, True),
+    ("baselines.mixture_components", [1000], False),  # more than there are patches for
     ("train_discriminative.hidden", [1] * 17, False),
     ("report.posterior", "nothing", False),
     ("report.pictures", 65, False),
@@ -362,7 +362,7 @@ def test_parameter_files(small, tmp_path, tell):
         counts[result] += 1
         return found if result == "accepted" else None
 
-    for text, path, value in leaf_mutants(small, 330):
+    for text, path, value in leaf_mutants(small, 260):
         name = [part for part in path if isinstance(part, str)][-1]
         if (params := load(text, name)) is not None:
             assert same(params.model_dump(), changed(small, path, value)), (path, value)
@@ -422,7 +422,7 @@ LOWEST = {
     "problems.blur": {"operator": "blur", "width": 0.01, "sigma": 1e-5},
     "problems.inpaint": {"operator": "inpaint", "missing": 0.999999, "sigma": 1e-5},
     "problems.super_resolution": {"operator": "downsample", "factor": 2, "sigma": 1e-5},
-    **{f"problems.cs_{m}": {"operator": "gaussian", "measurements": 1, "sigma": 1e-5} for m in (10, 25, 50, 100)},
+    "problems.cs_50": {"operator": "gaussian", "measurements": 1, "sigma": 1e-5},
     "evaluate.patches": 1,
     "evaluate.range": {"starts": 1, "iterations": 1},
     "evaluate.relaxed": {"starts": 1, "iterations": 1},
@@ -467,20 +467,40 @@ def tiny_file(split: str) -> list[str]:
     return [f"imgs/standard/{ {'train': 'camera', 'validation': 'coins', 'test': 'rocket'}[split] }.png"]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def test_stages_run_at_the_lowest_of_everything(small, tmp_path, monkeypatch):
+@pytest.fixture
+def lowest(small) -> dict:
+    values = deepcopy(small)
+    for m in (10, 25, 100):
+        del values["problems"][f"cs_{m}"]
     for key, value in LOWEST.items():
-        small = by_key(small, key, value)
-    prepare(tmp_path, small)
+        values = by_key(values, key, value)
+    return values
+
+
+def test_stages_run_at_the_lowest_of_everything(lowest, tmp_path, monkeypatch):
+    prepare(tmp_path, lowest)
     monkeypatch.chdir(tmp_path)
-    for name, arguments in RUNS:
+    for name, arguments in RUNS[:-1]:  # pictures take their time
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        print(name, arguments)
         importlib.import_module(f"stages.{name}").main()
-    assert (tmp_path / "data/report/README.md").is_file()
+        assert all(out.exists() for out in outputs(name, arguments))
+
+
+def test_training_that_diverges_ends_in_a_line_or_whole(lowest, tmp_path, monkeypatch, tell):
+    prepare(tmp_path, lowest)
+    monkeypatch.chdir(tmp_path)
+    extract_patches.main()
+    counts = Counter()
+    for name in ("train_ae", "train_vae", "train_gan", "train_discriminative"):
+        for lr in (10.0, 1e6):
+            prepare(tmp_path, by_key(by_key(lowest, f"{name}.lr", lr), f"{name}.steps", 20))
+            result, _ = outcome(importlib.import_module(f"stages.{name}").main, "came out as")
+            counts[result] += 1
+            assert [out.exists() for out in outputs(name, ())] == [result == "accepted"] * len(outputs(name, ()))
+            for out in outputs(name, ()):
+                out.unlink(missing_ok=True)
+    tell("trainings with far too large steps", counts)
+    assert min(counts.values()) >= 1
 
 
 def affected(path: tuple) -> list[tuple[str, tuple[str, ...]]]:
@@ -970,7 +990,7 @@ def test_extract_patches_as_a_process(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_stages_as_processes(small, tmp_path, tell):
+def test_stages_as_processes(small, lowest, tmp_path, tell):
     """Parameters that the schema takes, pictures, models, arrays and metrics as above, through the stages."""
     base, work, counts = tmp_path / "base", tmp_path / "work", Counter()
     base.mkdir()
@@ -994,6 +1014,7 @@ def test_stages_as_processes(small, tmp_path, tell):
         counts["accepted"] += 1
         return ""
 
+    assert follow(lowest, RUNS) == ""
     draw = random.Random(SEED)
     for path, _, values in draw.sample(taken(small, tmp_path), 12):
         follow(values, affected(path))

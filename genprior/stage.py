@@ -1,17 +1,19 @@
 """How a stage starts and ends: parameters, seed, device; outputs written whole; errors in one line."""
 
+import ctypes
+import io
 import json
 import math
 import os
+import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import trange
+from tqdm import tqdm
 
 from genprior.params import InputError, Params
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130."""
     try:
+        _end_with_dvc()
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -30,6 +33,18 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _end_with_dvc() -> None:
+    """Let Linux kill this stage when the DVC that started it dies.
+
+    Left alone it would write on, into what the next `dvc repro` produces. Started by hand, it may outlive its shell.
+    """
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() == 1:  # that DVC died before this line
+            sys.exit("error: the dvc that started this stage is gone")
 
 
 def set_up(params: Params) -> "torch.device":
@@ -53,31 +68,41 @@ def set_up(params: Params) -> "torch.device":
     return torch.device(name)
 
 
-def steps(count: int, what: str) -> trange:
-    """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers."""
-    return trange(count, desc=what, disable=None, dynamic_ncols=True, mininterval=0.5)
+def steps(count: int, what: str, numbers: Iterable[int] | None = None, done: int = 0) -> tqdm:
+    """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers.
+
+    numbers: the steps that are left, where `done` of them are done.
+    """
+    numbers = range(count) if numbers is None else numbers
+    return tqdm(numbers, what, count, initial=done, disable=None, dynamic_ncols=True, mininterval=0.5)
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
+    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not.
+
+    Its name is always the same, so that what a killed stage left is overwritten; Git and DVC look past `.part-*`.
+    An OSError names `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
+    part = path.with_name(f".part-{path.name}")
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        yield part
+        part.chmod(0o644)
+        part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
     """Write one array as .npy."""
+    content = io.BytesIO()  # into a file, NumPy would write past Python, and say nothing of why that failed
+    np.save(content, array, allow_pickle=False)
     with whole_file(path) as part:
-        np.save(part, array, allow_pickle=False)
+        part.write_bytes(content.getbuffer())
 
 
 def read_array(path: str | Path) -> np.ndarray:

@@ -1,15 +1,25 @@
-"""What the training stages share: the optimiser's schedule, when a curve gets a row, the fit of a residual model."""
+"""What the training stages share: the optimiser's schedule, a curve's rows, checkpoints, fitting a residual model."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from genprior.losses import gaussian_log_likelihood
 from genprior.networks import Encoder
-from genprior.params import InputError, Residual
+from genprior.params import InputError, Params, Residual
 from genprior.patches import draw_batch
 from genprior.prior import Prior, elbo_terms
-from genprior.stage import steps
+from genprior.stage import steps, whole_file
 
 
 def cosine_adam(
@@ -25,7 +35,121 @@ def logged(step: int, count: int, rows: int = 100) -> bool:
     return step % max(1, count // rows) == 0 or step == count - 1
 
 
-def fit_residual(prior: Prior, encoder: Encoder, patches: Tensor, settings: Residual, seed: int) -> pd.DataFrame:
+class Checkpoint:
+    """Where a stage's trainings stand, so that a killed stage goes on from there, to the bytes of an undisturbed run.
+
+    `folder` gets one file for each training of the stage, in their order: written every `every` seconds, and when that
+    training ends. Only the same run finds them again: same parameters, code (`script` and this package), `data` and its
+    device, torch and instruction set. Any other file, damaged or of another run, is passed over and overwritten.
+    """
+
+    def __init__(self, folder: str | Path, params: Params, script: str, *data: Tensor, every: float = 15.0):
+        self.folder, self.every, self.trainings, self.written = Path(folder), every, 0, time.monotonic()
+        self.run = hashlib.sha256(params.model_dump_json().encode())
+        self.run.update(f"{data[0].device} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
+        for file in (Path(script), *sorted(Path(__file__).parent.glob("*.py"))):
+            self.run.update(file.read_bytes())
+        for tensor in data:
+            self.run.update(tensor.cpu().numpy().tobytes())
+
+    def due(self) -> bool:
+        """Whether the last writing is long enough ago; asked after every step."""
+        return time.monotonic() - self.written > self.every
+
+    def save(self, path: Path, parts: list, rows: list[dict], step: int) -> None:
+        """Write a training's state after `step` steps."""
+        tensors = []
+        state = _without_tensors([_state(part) for part in parts], tensors)
+        text = json.dumps({"step": step, "rows": rows, "state": state})
+        named = {str(i): tensor for i, tensor in enumerate(tensors)}
+        content = save(named, metadata={"training": json.dumps([text, self._digest(text, tensors)])})
+        with whole_file(path) as part:
+            part.write_bytes(content)
+        self.written = time.monotonic()
+
+    def restore(self, path: Path, parts: list, rows: list[dict]) -> int:
+        """Set `parts` and `rows` to what the file holds; returns its number of steps, 0 where it is not of this run."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                text, digest = json.loads(file.metadata()["training"])
+                tensors = [file.get_tensor(str(i)).clone() for i in range(len(file.keys()))]
+            if digest != self._digest(text, tensors):
+                return 0
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError):
+            return 0
+        found = json.loads(text)
+        for part, state in zip(parts, _with_tensors(found["state"], tensors), strict=True):
+            part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+        rows[:] = found["rows"]
+        return found["step"]
+
+    def _digest(self, text: str, tensors: list[Tensor]) -> str:
+        digest = self.run.copy()
+        digest.update(str(text).encode())
+        for tensor in tensors:
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def remove(self) -> None:
+        """Leave nothing behind, once the stage has written its outputs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def resumable(count: int, what: str, checkpoint: Checkpoint | None, parts: list, rows: list[dict]) -> tqdm:
+    """`stage.steps`, from where a killed run of this training was last saved.
+
+    parts: all that a step changes, networks, optimisers, schedules, generators, in their state at step 0; rows: the
+    curve so far, []. Both are set to the state of the first step that is left. None for a checkpoint: all steps.
+    """
+    if checkpoint is None:
+        return steps(count, what)
+    checkpoint.trainings += 1
+    path = checkpoint.folder / f"{checkpoint.trainings}.safetensors"
+    parts = [*parts, torch.default_generator]
+    done = checkpoint.restore(path, parts, rows)
+
+    def saved() -> Iterator[int]:
+        for step in range(done, count):
+            yield step
+            if checkpoint.due() or step == count - 1:
+                checkpoint.save(path, parts, rows, step + 1)
+
+    return steps(count, what, saved(), done)
+
+
+def _state(part: nn.Module | torch.Generator) -> dict | Tensor:
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def _without_tensors(value: object, tensors: list[Tensor]) -> object:
+    """A nested state as JSON can hold it: each tensor moves to the list and leaves its number."""
+    if isinstance(value, Tensor):
+        tensors.append(value.detach().cpu().clone(memory_format=torch.contiguous_format))
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, dict):  # as pairs, for JSON would make text of an optimiser's numbered keys
+        return {"pairs": [[key, _without_tensors(inner, tensors)] for key, inner in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(inner, tensors) for inner in value]
+    return value
+
+
+def _with_tensors(value: object, tensors: list[Tensor]) -> object:
+    """The state that `_without_tensors` took apart."""
+    if isinstance(value, list):
+        return [_with_tensors(inner, tensors) for inner in value]
+    if isinstance(value, dict):
+        return tensors[value["tensor"]] if "tensor" in value else dict(_with_tensors(value["pairs"], tensors))
+    return value
+
+
+def fit_residual(
+    prior: Prior,
+    encoder: Encoder,
+    patches: Tensor,
+    settings: Residual,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
     """Fit what a trained decoder leaves out: maximise the ELBO over v(z) and an encoder, with G as it is.
 
     patches: uint8 (N, 1, h, w); encoder: variational, in terms of z ~ N(0, I). Returns the curve.
@@ -35,7 +159,8 @@ def fit_residual(prior: Prior, encoder: Encoder, patches: Tensor, settings: Resi
     optimizer, schedule = cosine_adam(fitted, settings.lr, settings.steps)
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for step in (bar := steps(settings.steps, "residual")):
+    state = [fitted, optimizer, schedule, generator]
+    for step in (bar := resumable(settings.steps, "residual", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
         terms = elbo_terms(prior, encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
         elbo = (terms["log_likelihood"] - terms["kl"]).mean() / x[0].numel()

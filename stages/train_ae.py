@@ -9,8 +9,8 @@ from genprior.params import Network, TrainAE, load_params
 from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import psnr_db
-from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import check_residual, cosine_adam, fit_residual, logged
+from genprior.stage import run, set_up, write_csv, write_metrics
+from genprior.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
 
 
 def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
@@ -19,7 +19,12 @@ def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
 
 
 def train(
-    patches: Tensor, validation: Tensor, network: Network, settings: TrainAE, seed: int
+    patches: Tensor,
+    validation: Tensor,
+    network: Network,
+    settings: TrainAE,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Prior, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
     prior = Prior(patches.shape[2:], **network.model_dump(), noise="dct", encoder="plain")
@@ -30,7 +35,8 @@ def train(
     x_validation = to_unit(validation)
 
     rows = []
-    for step in (bar := steps(settings.steps, "train_ae")):
+    state = [prior, optimizer, schedule, generator]
+    for step in (bar := resumable(settings.steps, "train_ae", checkpoint, state, rows)):
         loss = reconstruction_error(prior, draw_batch(patches, settings.batch_size, generator))
         optimizer.zero_grad()
         loss.backward()
@@ -50,10 +56,11 @@ def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params)
     patches, validation, test = load_splits("data/patches", device)
-    prior, curve = train(patches, validation, params.network, params.train_ae, params.seed)
+    checkpoint = Checkpoint(".checkpoints/train_ae", params, __file__, patches, validation)
+    prior, curve = train(patches, validation, params.network, params.train_ae, params.seed, checkpoint)
     # Its own encoder gives one code for each patch; the fit needs to know how far other codes would do as well.
     encoder = Encoder(prior.coefficients, **params.network.model_dump(), variational=True).to(device)
-    residual_curve = fit_residual(prior, encoder, patches, params.residual, params.seed)
+    residual_curve = fit_residual(prior, encoder, patches, params.residual, params.seed, checkpoint)
     prior.eval().requires_grad_(False)
 
     error = reconstruction_error(prior, to_unit(test))
@@ -64,6 +71,7 @@ def main() -> None:
     save_prior(prior, "data/models/ae.safetensors")
     write_csv("data/curves/ae.csv", curve)
     write_csv("data/curves/ae_residual.csv", residual_curve)
+    checkpoint.remove()
 
 
 if __name__ == "__main__":

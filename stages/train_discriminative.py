@@ -14,8 +14,8 @@ from genprior.networks import Coefficients, mlp
 from genprior.operators import Measured, as_matrix, pose
 from genprior.params import TrainDiscriminative, load_params
 from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
-from genprior.stage import run, set_up, steps, write_array, write_metrics
-from genprior.training import cosine_adam
+from genprior.stage import run, set_up, write_array, write_metrics
+from genprior.training import Checkpoint, cosine_adam, resumable
 
 
 class Reconstructor(nn.Module):
@@ -42,7 +42,14 @@ class Reconstructor(nn.Module):
         return self.truths.synthesise(c + a * c + b)
 
 
-def train(problem: Measured, patches: Tensor, settings: TrainDiscriminative, prior: tuple, seed: int) -> Reconstructor:
+def train(
+    problem: Measured,
+    patches: Tensor,
+    settings: TrainDiscriminative,
+    prior: tuple,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+) -> Reconstructor:
     """Train for one problem on uint8 patches (N, 1, h, w), measured anew in every step; prior: mean and covariance."""
     shape = tuple(patches.shape[2:])
     matrix = as_matrix(problem.operator, shape).cpu().double()
@@ -62,7 +69,8 @@ def train(problem: Measured, patches: Tensor, settings: TrainDiscriminative, pri
     ).to(patches.device)
     estimates.fit(network.linear(measured(10_000)[1]), least=1e-8)
     optimizer, schedule = cosine_adam(network, settings.lr, settings.steps)
-    for _ in (bar := steps(settings.steps, f"train_discriminative {problem.name}")):
+    what, state = f"train_discriminative {problem.name}", [network, optimizer, schedule, draw]
+    for _ in (bar := resumable(settings.steps, what, checkpoint, state, [])):
         x, y = measured(settings.batch_size)
         loss = (network(y) - x).square().mean()
         optimizer.zero_grad()
@@ -83,13 +91,15 @@ def main() -> None:
     flat = to_unit(patches).flatten(1).double().cpu().numpy()
     gaussian = fit_gaussian_prior(flat, dct_basis(*shape), 1, 1, params.seed)
     prior = torch.from_numpy(gaussian.mean[0]), torch.from_numpy(gaussian.covariance[0])
+    checkpoint = Checkpoint(".checkpoints/train_discriminative", params, __file__, patches)
     values, restored = {}, []
     for problem in pose(params.problems, x, params.seed):
-        network = train(problem, patches, params.train_discriminative, prior, params.seed)
+        network = train(problem, patches, params.train_discriminative, prior, params.seed, checkpoint)
         restored.append(network(problem.y.flatten(1)))
         values[problem.name] = problem.measures(x, restored[-1])
     write_metrics("metrics/train_discriminative.json", {"discriminative": {"none": values}})
     write_array("data/reconstructions/discriminative.npy", torch.stack(restored).squeeze(2).cpu().numpy())
+    checkpoint.remove()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from genprior.params import Network, TrainGAN, load_params
 from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import prdc
-from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import check_residual, cosine_adam, fit_residual, logged
+from genprior.stage import run, set_up, write_csv, write_metrics
+from genprior.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
 
 MONITORED = 1000  # patches and samples behind each row's coverage, recall and spread
 
@@ -35,7 +35,9 @@ class Discriminator(nn.Sequential):
         return super().forward(self.size * c)
 
 
-def train(patches: Tensor, network: Network, settings: TrainGAN, seed: int) -> tuple[Prior, pd.DataFrame]:
+def train(
+    patches: Tensor, network: Network, settings: TrainGAN, seed: int, checkpoint: Checkpoint | None = None
+) -> tuple[Prior, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the averaged generator and the curve of the game.
 
     Each step is one of the discriminator with its penalty, then one of the generator with its own. The default is
@@ -62,7 +64,8 @@ def train(patches: Tensor, network: Network, settings: TrainGAN, seed: int) -> t
         return gradient_penalty(discriminator, real) + gradient_penalty(discriminator, fake)
 
     rows = []
-    for step in (bar := steps(settings.steps, "train_gan")):
+    state = [generator, discriminator, average, g_optimizer, d_optimizer, g_schedule, d_schedule, draw]
+    for step in (bar := resumable(settings.steps, "train_gan", checkpoint, state, rows)):
         real = coefficients.analyse(draw_batch(patches, settings.batch_size, draw))
         fake = generator.decoder(latent(len(real))).detach()
         d_loss = d_loss_of(discriminator(real), discriminator(fake))
@@ -106,12 +109,13 @@ def main() -> None:
     device = set_up(params)
     settings = params.train_gan
     patches, test = load_splits("data/patches", device, ("train", "test"))
-    prior, curve = train(patches, params.network, settings, params.seed)
-    residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, params.seed)
+    checkpoint = Checkpoint(".checkpoints/train_gan", params, __file__, patches)
+    prior, curve = train(patches, params.network, settings, params.seed, checkpoint)
+    residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, params.seed, checkpoint)
     prior.eval().requires_grad_(False)
     as_printed = {"loss": "minimax", "gradient_penalty": 0.0, "spectral_norm": False, "curvature": 0.0, "average": 0.0}
     chapters = settings.model_copy(update={**as_printed, "steps": settings.chapter_steps})
-    _, chapter_curve = train(patches, params.network, chapters, params.seed)
+    _, chapter_curve = train(patches, params.network, chapters, params.seed, checkpoint)
     draw = torch.Generator().manual_seed(params.seed)
     values = curve.iloc[-1].drop("step").to_dict()
     values |= check_residual(prior, prior.encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
@@ -120,6 +124,7 @@ def main() -> None:
     write_csv("data/curves/gan.csv", curve)
     write_csv("data/curves/gan_chapter.csv", chapter_curve)
     write_csv("data/curves/gan_residual.csv", residual_curve)
+    checkpoint.remove()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from genprior.params import Network, TrainVAE, load_params
 from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, elbo_terms, save_prior
 from genprior.quality import psnr_db
-from genprior.stage import run, set_up, steps, write_csv, write_metrics
-from genprior.training import cosine_adam, logged
+from genprior.stage import run, set_up, write_csv, write_metrics
+from genprior.training import Checkpoint, cosine_adam, logged, resumable
 
 CHAPTER_BETA = 0.05  # of the chapter's cell: mean squared error + 0.05 · mean KL
 
@@ -31,7 +31,12 @@ def decoder_sigma(settings: TrainVAE, n: int, k: int) -> float:
 
 
 def train(
-    patches: Tensor, validation: Tensor, network: Network, settings: TrainVAE, seed: int
+    patches: Tensor,
+    validation: Tensor,
+    network: Network,
+    settings: TrainVAE,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Prior, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
     shape, k = patches.shape[2:], network.latent_size
@@ -48,7 +53,8 @@ def train(
     x_validation = draw_batch(validation, 2048, torch.Generator().manual_seed(seed))
 
     rows = []
-    for step in (bar := steps(settings.steps, "train_vae")):
+    state = [prior, optimizer, schedule, generator]
+    for step in (bar := resumable(settings.steps, "train_vae", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
         epsilon = torch.randn(len(x), k, generator=generator).to(x.device)
         terms = elbo_terms(prior, prior.encoder, x, epsilon)
@@ -97,10 +103,11 @@ def main() -> None:
     params = load_params("params.yaml")
     device, settings = set_up(params), params.train_vae
     patches, validation, test = load_splits("data/patches", device)
-    prior, curve = train(patches, validation, params.network, settings, params.seed)
+    checkpoint = Checkpoint(".checkpoints/train_vae", params, __file__, patches, validation)
+    prior, curve = train(patches, validation, params.network, settings, params.seed, checkpoint)
     as_printed = {"noise": "fixed", "objective": "chapter", "beta": CHAPTER_BETA, "steps": settings.chapter_steps}
     chapters, chapter_curve = train(
-        patches, validation, params.network, settings.model_copy(update=as_printed), params.seed
+        patches, validation, params.network, settings.model_copy(update=as_printed), params.seed, checkpoint
     )
     x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))
     values = {**curve.iloc[-1].drop("step").to_dict(), **held_out(prior, x_test, params.seed)}
@@ -110,6 +117,7 @@ def main() -> None:
     save_prior(prior, "data/models/vae.safetensors")
     write_csv("data/curves/vae.csv", curve)
     write_csv("data/curves/vae_chapter.csv", chapter_curve)
+    checkpoint.remove()
 
 
 if __name__ == "__main__":

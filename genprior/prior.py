@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
@@ -173,8 +173,9 @@ def save_prior(prior: Prior, path: str | Path) -> None:
     # One metadata key: safetensors does not keep the order of several, and the bytes would change from run to run.
     weights = {name: tensor.contiguous().cpu() for name, tensor in prior.state_dict().items()}
     shared = {name: tensor for name, tensor in weights.items() if ".coefficients." not in name}
+    content = save(shared, metadata={"prior": json.dumps(prior.config, sort_keys=True)})
     with whole_file(path) as part:
-        save_file(shared, part, metadata={"prior": json.dumps(prior.config, sort_keys=True)})
+        part.write_bytes(content)
 
 
 class _Config(Settings):

@@ -1,14 +1,13 @@
 """Photographs that scikit-image carries in its wheel, as imgs/standard/*.png."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import skimage
 from PIL import Image
 
 from genprior.params import InputError, load_params
-from genprior.stage import run
+from genprior.stage import run, whole_file
 
 TARGET = Path("imgs/standard")
 # What is a photograph among scikit-image's data files; imgs/README.md gives the source and licence of each.
@@ -43,15 +42,19 @@ def collect(names: list[str], target: Path) -> None:
             raise InputError(
                 f"params.yaml: collect_images.names: no photograph '{name}'; there is {', '.join(PHOTOGRAPHS)}"
             )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as part:
+    part = target.with_name(f".part-{target.name}")  # a killed stage leaves it: Git and DVC look past it
+    shutil.rmtree(part, ignore_errors=True)
+    try:
         for name in names:
-            with Image.open(Path(skimage.data_dir) / f"{name}.{PHOTOGRAPHS[name]}") as image:
-                image.save(Path(part) / f"{name}.png")
+            with (
+                Image.open(Path(skimage.data_dir) / f"{name}.{PHOTOGRAPHS[name]}") as image,
+                whole_file(part / f"{name}.png") as file,
+            ):
+                image.save(file)
         shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        for file in sorted(Path(part).iterdir()):
-            file.replace(target / file.name)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def main() -> None:

@@ -1,0 +1,70 @@
+"""A full disk ends each way of writing with one line that names the file and says why, and leaves nothing of it."""
+
+import resource
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from genprior.pictures import curve_figure, save_grid
+from genprior.prior import Prior, save_prior
+from genprior.stage import run, write_array, write_csv, write_metrics
+from genprior.training import Checkpoint, resumable
+from stages.collect_images import collect
+
+
+def train(file, params):
+    """A training with a checkpoint."""
+    checkpoint = Checkpoint(file.parent, params, __file__, torch.ones(3))
+    for _ in resumable(3, "x", checkpoint, [torch.nn.Linear(200, 200)], []):
+        pass
+
+
+WRITERS = {
+    "a.npy": lambda file, params: write_array(file, np.zeros(100_000)),
+    "a.csv": lambda file, params: write_csv(file, pd.DataFrame({"a": np.arange(50_000)})),
+    "a.json": lambda file, params: write_metrics(file, {str(i): i for i in range(20_000)}),
+    "grid.png": lambda file, params: save_grid(file, np.random.default_rng(0).random((900, 16, 16))),
+    "figure.png": lambda file, params: curve_figure(
+        file, {f"{i}": (pd.DataFrame({"step": range(99), "y": range(99)}), ["y"]) for i in range(20)}
+    ),
+    "a.safetensors": lambda file, params: save_prior(Prior((16, 16), 20, [64], "silu", "dct"), file),
+    "checkpoints/1.safetensors": train,
+    ".part-standard/camera.png": lambda file, params: collect(["camera"], file.parent.with_name("standard")),
+}
+
+
+@pytest.fixture(params=["limit", "disk"])
+def small_disk(request, tmp_path):
+    """A folder that takes no file beyond some 20 kB, by a limit or its disk's size, and what the kernel says then."""
+    if request.param == "limit":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        yield tmp_path, "File too large"
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    else:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", str(tmp_path)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("only root may mount a small disk")
+        yield tmp_path, "No space left on device"
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_full_disk_ends_in_one_line(name, small_disk, params):
+    folder, reason = small_disk
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: WRITERS[name](folder / name, params))
+    assert caught.value.code == f"error: {folder / name}: {reason}"  # Python prints it to stderr and exits with 1
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_full_disk_keeps_what_was_there(small_disk):
+    folder, reason = small_disk
+    write_array(folder / "a.npy", np.ones(3))
+    before = (folder / "a.npy").read_bytes()
+    with pytest.raises(OSError, match=reason):
+        write_array(folder / "a.npy", np.zeros(100_000))
+    assert (folder / "a.npy").read_bytes() == before

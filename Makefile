@@ -16,6 +16,10 @@ lint: .venv/ready  ## check style and formatting
 	ruff check
 	ruff format --check
 
+BASE ?= main
+pr-report: .venv/ready  ## what this branch changes against BASE=main, as Markdown
+	@python -m tools.pr_report "$(BASE)"
+
 lock:  ## resolve pyproject.toml anew into requirements.txt
 	$(PYTHON) -m venv --clear .venv
 	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > .venv/wanted.txt
@@ -24,7 +28,7 @@ lock:  ## resolve pyproject.toml anew into requirements.txt
 	touch .venv/ready
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set one with make PYTHON=/path/to/python")'
@@ -32,4 +36,4 @@ help:  ## list the targets
 	.venv/bin/pip install --disable-pip-version-check --quiet --requirement requirements.txt
 	touch $@
 
-.PHONY: repro report test lint lock help
+.PHONY: repro report test lint pr-report lock help

@@ -101,7 +101,14 @@ def report(base: str) -> str:
     metrics = differences("metrics", before, after)
     pictures = changed_pictures(before, after)
     head = f"Commit `{after[:7]}` against `{before[:7]}`, where it left {code(base)}."
-    for most in (10_000, 500, 200, 100, 50, 25, 10, 5, 0):  # rows a table: the most that fit
+    return assemble(head, parameters, metrics, pictures, before, after)
+
+
+def assemble(
+    head: str, parameters: list[Row], metrics: list[Row], pictures: dict[str, str], before: str, after: str
+) -> str:
+    """The report as text, every table cut to as many rows as fit a comment."""
+    for most in (10_000, 500, 200, 100, 50, 25, 10, 5, 0):
         parts = [
             f"{MARKER}\n## What this branch changes",
             head,

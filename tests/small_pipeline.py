@@ -1,0 +1,114 @@
+"""A pipeline of three quick stages in the real one's forms, for tests of what people do around a pipeline with DVC."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import ROOT
+
+FILES = {
+    "dvc.yaml": """\
+stages:
+  left:
+    cmd: python -m stages.left
+    deps: [lib/code.py, stages/left.py]
+    params: [left]
+    outs: [data/left.txt]
+  right:
+    cmd: python -m stages.right
+    deps: [lib/code.py, stages/right.py]
+    params: [right]
+    outs: [data/right.txt, data/curve.csv]
+  join:
+    cmd: python -m stages.join
+    deps: [data/left.txt, data/right.txt, lib/code.py, stages/join.py]
+    params: [seed]
+    outs:
+      - metrics/join.json: {cache: false}
+metrics: [metrics]
+plots:
+  - curve: {x: step, y: {data/curve.csv: loss}}
+""",
+    "params.yaml": """\
+seed: 0
+left:
+  value: 0
+
+# far enough from each other for a merge of both
+right:
+  value: 1
+""",
+    "lib/__init__.py": "",
+    "lib/code.py": """\
+import sys
+from pathlib import Path
+import yaml
+
+VERSION = 1
+PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+
+def write(path, text):
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text(text)
+
+def read(path):
+    return float(Path(path).read_text())
+""",
+    "stages/__init__.py": "",
+    "stages/left.py": """\
+from lib.code import PARAMS, sys, write
+
+if PARAMS["left"]["value"] < 0:
+    sys.exit(f"error: params.yaml: left.value = {PARAMS['left']['value']}: at least 0")
+write("data/left.txt", str(PARAMS["left"]["value"]))
+""",
+    "stages/right.py": """\
+from lib.code import PARAMS, write
+
+write("data/right.txt", str(PARAMS["right"]["value"]))
+write("data/curve.csv", f"step,loss\\n0,1\\n1,{PARAMS['right']['value']}\\n")
+""",
+    "stages/join.py": """\
+import json
+from lib.code import PARAMS, VERSION, read, write
+
+product = read("data/left.txt") * read("data/right.txt")
+found = {"product": product, "noisy": product + 0.5 ** PARAMS["seed"], "version": VERSION}
+write("metrics/join.json", json.dumps({"join": found}))
+""",
+    ".gitignore": "__pycache__/\n/data/\n",
+}
+
+
+def begin(folder: Path, repro: bool = True) -> Callable[..., str]:
+    """Write and commit the pipeline in a repository of its own on the branch main, run, unless told not to.
+
+    Returns `run(*command, code=0, **environment)`, which runs a command there and returns all that it prints.
+    """
+    for name in (".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT", "PYTHON"))}
+    base["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{base['PATH']}"
+    base["GIT_AUTHOR_NAME"] = base["GIT_COMMITTER_NAME"] = "t"
+    base["GIT_AUTHOR_EMAIL"] = base["GIT_COMMITTER_EMAIL"] = "t@t"
+
+    def run(*command: str, code: int = 0, **environment: str) -> str:
+        done = subprocess.run(
+            command, cwd=folder, env=base | environment, text=True, capture_output=True, timeout=120, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run("git", "init", "-q", "-b", "main")
+    if repro:
+        run("dvc", "repro", "-q")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "Begin")
+    return run

@@ -176,13 +176,13 @@ def parameters_part(rows: list[Row], most: int) -> str:
 
 def metrics_part(rows: list[Row], most: int) -> list[str]:
     """How many metrics moved, a line for each measure, and the rows by file, those first that moved farthest."""
-    gone = [row for row in rows if row.moved]
-    within = sum(row.differs for row in rows) - len(gone)
-    head = f"**Metrics:** {len(gone)} of {len(rows)} moved, by more than one in the {DIGITS}th significant digit"
+    moved = [row for row in rows if row.moved]
+    within = sum(row.differs for row in rows) - len(moved)
+    head = f"**Metrics:** {len(moved)} of {len(rows)} moved, by more than one in the {DIGITS}th significant digit"
     parts = [head + (f"; {within} more differ by less." if within else ".")]
-    if any(row.change is not None for row in gone):
-        parts.append(by_measure([row for row in gone if row.change is not None], most))
-    for file, group in groupby(gone, key=lambda row: row.file):
+    if any(row.change is not None for row in moved):
+        parts.append(by_measure([row for row in moved if row.change is not None], most))
+    for file, group in groupby(moved, key=lambda row: row.file):
         far = sorted(group, key=lambda row: -row.relative)
         lines = [[code(row.name), code(row.before), code(row.after), signed(row.change)] for row in far]
         parts.append(folded(f"{file}: {len(far)} moved", table(["metric", "before", "after", "change"], lines, most)))

@@ -1,0 +1,180 @@
+"""Sweeps as docs/sweeps.md has them, on a small pipeline in the real one's forms, and the table over seeds."""
+
+import csv
+import json
+import re
+import shutil
+import statistics
+import time
+
+import psutil
+import pytest
+import small_pipeline
+import yaml
+from conftest import ROOT
+
+from genprior.params import InputError
+from tools import seed_table
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A small pipeline that ran; whatever works on it when the test ends is stopped."""
+    yield tmp_path, small_pipeline.begin(tmp_path)
+    workers = [process for process in psutil.process_iter(["cwd"]) if str(tmp_path) in (process.info["cwd"] or "")]
+    for process in workers:
+        process.kill()
+    psutil.wait_procs(workers, timeout=10)
+
+
+def shown(run, *flags: str) -> dict[str, dict]:
+    """The experiments of `dvc exp show` by name, in its order; values as text."""
+    printed = run("dvc", "exp", "show", "--csv", "--hide-workspace", *flags)
+    lines = list(csv.DictReader(printed[printed.index("Experiment,") :].splitlines()))
+    return {line["Experiment"]: line for line in lines if line["typ"].startswith("branch")}
+
+
+@pytest.mark.dvc
+def test_grid_in_the_queue_with_a_failure_the_best_and_the_table(pipeline, monkeypatch, capsys):
+    folder, run = pipeline
+    run("dvc", "exp", "run", "--queue", "-S", "left.value=2,1,-1", "-S", "seed=range(2)")
+    run("dvc", "queue", "start", "--jobs", "2")
+    until = time.monotonic() + 100
+    while re.search("Queued|Running", status := run("dvc", "queue", "status")):
+        assert time.monotonic() < until, status
+        time.sleep(0.5)
+    states = [line.split()[-1] for line in status.splitlines() if re.match("[0-9a-f]{7} ", line)]
+    assert sorted(states) == ["Failed"] * 2 + ["Success"] * 4
+    for line in status.splitlines():
+        if line.endswith("Failed"):
+            log = run("dvc", "queue", "logs", line.split()[1])
+            assert "error: params.yaml: left.value = -1: at least 0" in log
+    run("dvc", "queue", "stop")
+    assert run("git", "status", "--porcelain") == ""  # nothing happened in the workspace
+
+    # A failed experiment is shown with the metrics that it started from, and wins the smallest product unless hidden.
+    sort = ["--sort-by", "join.product"]
+    assert next(iter(shown(run, *sort).values()))["State"] == "Failed"
+    found = shown(run, "--hide-failed", *sort)
+    assert [float(line["join.product"]) for line in found.values()] == [1, 1, 2, 2]
+    *_, second, best = shown(run, "--hide-failed", "--sort-by", "join.noisy")
+    assert (float(found[best]["join.noisy"]), found[best]["seed"], found[second]["seed"]) == (3, "0", "1")
+    run("dvc", "exp", "apply", best)
+    assert yaml.safe_load((folder / "params.yaml").read_text())["left"]["value"] == 2
+    assert json.loads((folder / "metrics/join.json").read_text())["join"]["noisy"] == 3
+    assert "up to date" in run("dvc", "repro", "--dry")
+
+    moved = json.loads(run("dvc", "metrics", "diff", "--json", second, best))["metrics/join.json"]
+    assert moved == {"join.noisy": {"old": 2.5, "new": 3.0, "diff": 0.5}}
+    run("dvc", "plots", "diff", second, best, "-o", "compared")
+    page = (folder / "compared/index.html").read_text()
+    assert best in page
+    assert second in page
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["seed_table", "--metrics", "join.n*"])
+    seed_table.main()
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "| metric | left.value = 1 (n = 2) | left.value = 2 (n = 2) |",
+        "| --- | --- | --- |",
+        "| join.noisy | 1.75 ± 0.25 | 2.75 ± 0.25 |",
+    ]
+    assert printed.err.startswith("note: left out, for they did not finish: ")
+
+
+@pytest.mark.dvc
+def test_temporary_copy_runs_the_code_of_its_own_beside_a_dirty_workspace(pipeline):
+    """Though the main checkout is on Python's path, as it is where it is installed for development."""
+    folder, run = pipeline
+    code, params = folder / "lib/code.py", folder / "params.yaml"
+    version = lambda number: code.write_text(re.sub(r"VERSION = \d", f"VERSION = {number}", code.read_text()))  # noqa: E731
+    installed = {"PYTHONPATH": str(folder)}
+
+    version(2)
+    params.write_text(params.read_text().replace("value: 1", "value: 7"))
+    (folder / "note.txt").write_text("not tracked\n")
+    run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "left.value=3")
+    version(3)
+    dirty = run("git", "diff")
+    run("dvc", "exp", "run", "--temp", "-n", "beside", "-S", "left.value=4", **installed)
+    assert run("git", "diff") == dirty
+    assert (folder / "note.txt").exists()
+    version(4)
+    run("dvc", "exp", "run", "--run-all", **installed)
+
+    # Each took the code, the uncommitted parameter included, of the moment when it was made.
+    found = shown(run)
+    assert {name: (float(line["join.product"]), line["join.version"]) for name, line in found.items()} == {
+        "queued": (21, "2"),
+        "beside": (28, "3"),
+    }
+
+    # As scripts, `python stages/join.py`, the same stages take the checkout on the path: why none is run so.
+    commands = [stage["cmd"] for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
+    assert all(command.startswith("python -m stages.") for command in commands)
+    text = (folder / "dvc.yaml").read_text()
+    (folder / "dvc.yaml").write_text(re.sub(r"python -m stages\.(\w+)", r"python stages/\1.py", text))
+    shutil.copytree(folder / "lib", folder / "elsewhere/lib")
+    version(5)
+    run("dvc", "exp", "run", "--temp", "-n", "scripts", PYTHONPATH=str(folder / "elsewhere"))
+    assert shown(run)["scripts"]["join.version"] == "4"
+
+
+def experiment(name: str, params: dict, metrics: dict, state: str = "success") -> dict:
+    """One experiment as `dvc exp show --json` gives it."""
+    data = {"params": {"params.yaml": {"data": params}}, "metrics": {"metrics/a.json": {"data": metrics}}}
+    error = {"msg": "Experiment run failed", "type": ""} if state == "failed" else None
+    executor = None if state == "beside" else {"state": state}
+    return {"revs": [{"rev": name * 8, "name": name, "data": data, "error": error}], "executor": executor}
+
+
+def test_table_is_mean_and_standard_error_over_seeds():
+    psnr = {10: [20.1, 20.4, 20.2], 9: [25.0, 24.1, 24.9], 200: [1234.0, 5678.0]}
+    every = [
+        experiment(
+            f"{beta}-{seed}",
+            {"seed": seed, "vae": {"beta": beta, "lr": 0.1}},
+            {"vae": {"psnr_db": value, "kl": 1.5}, "seedless": "word"},
+            "beside" if seed else "success",
+        )
+        for beta, values in psnr.items()
+        for seed, value in enumerate(values)
+    ]
+    every.append(
+        experiment(
+            "again",
+            {"seed": 0, "vae": {"beta": 10, "lr": 0.1}},
+            every[0]["revs"][0]["data"]["metrics"]["metrics/a.json"]["data"],
+        )
+    )
+    found = seed_table.experiments([{"experiments": None}, {"experiments": every}], [])
+    head, _, kl, line = seed_table.seed_table(found).splitlines()
+    assert head == "| metric | vae.beta = 9 (n = 3) | vae.beta = 10 (n = 3) | vae.beta = 200 (n = 2) |"
+    assert kl == "| vae.kl | 1.5 ± 0 | 1.5 ± 0 | 1.5 ± 0 |"
+    cells = [cell.split(" ± ") for cell in line.strip("| ").split(" | ")[1:]]
+    for (mean, error), values in zip(cells, (psnr[9], psnr[10], psnr[200]), strict=True):
+        expected = statistics.stdev(values) / len(values) ** 0.5
+        assert float(error) == pytest.approx(expected, rel=0.05)
+        assert float(mean) == pytest.approx(statistics.mean(values), abs=0.05 * expected)
+    assert seed_table.seed_table({"10-0": found["10-0"]}, "*.psnr_db").splitlines()[2] == "| vae.psnr_db | 20.1 |"
+
+
+def test_table_refuses_what_it_can_not_compare(capsys):
+    good = experiment("good", {"seed": 0, "a": 1}, {"m": 1.0})
+    every = [good, *(experiment(state, {"seed": 1, "a": 1}, {"m": 1.0}, state) for state in ("failed", "queued"))]
+    shown = [{"experiments": every}]
+    assert list(seed_table.experiments(shown, [])) == ["good"]
+    assert "did not finish: failed, queued" in capsys.readouterr().err
+    with pytest.raises(InputError, match="NAME = 'failed': did not finish"):
+        seed_table.experiments(shown, ["good", "failed"])
+    with pytest.raises(InputError, match="NAME = 'nobody': no such experiment; there is good"):
+        seed_table.experiments(shown, ["nobody"])
+    with pytest.raises(InputError, match="no finished experiment"):
+        seed_table.experiments([{"experiments": None}], [])
+    with pytest.raises(InputError, match=r"--metrics = 'x\*': fits no metric"):
+        seed_table.seed_table({"good": ({"seed": 0}, {"m": 1.0})}, "x*")
+    with pytest.raises(InputError, match="seed: not there"):
+        seed_table.seed_table({"good": ({"a": 0}, {"m": 1.0})})
+    with pytest.raises(InputError, match="a and b: equal parameters, other metrics"):
+        seed_table.seed_table({"b": ({"seed": 0}, {"m": 1.0}), "a": ({"seed": 0}, {"m": 2.0})})

@@ -228,6 +228,14 @@ def script(job: str, name: str) -> str:
     return step["run"]
 
 
+def test_page_names_what_there_is():
+    page = (ROOT / "docs/pull-requests.md").read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert (ROOT / "docs" / target).exists()
+    assert set(re.findall(r"^\| (\w+) \| .* \|$", page, re.MULTILINE)) - {"job"} == set(WORKFLOW["jobs"])
+    assert re.search(r"^pr-report:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq stands in for the filter within gh")
 def test_comment_is_written_once_and_then_anew(tmp_path):
     """GitHub can't be here: a stand-in for `gh api` keeps the comments in a file, and jq filters them as gh does."""
@@ -309,10 +317,11 @@ def test_merge_of_two_branches_ends_in_a_conflict_and_then_in_the_right_lock(tmp
         run("git", "checkout", "-qb", f"by-{side}", "left")
         run("dvc", "checkout", "-q")
         assert "CONFLICT (content): Merge conflict in dvc.lock" in run("git", "merge", "-q", "right", code=1)
-        run("git", "checkout", f"--{side}", "dvc.lock")
+        # from here on as docs/pull-requests.md has it
+        run("git", "checkout", f"--{side}", "dvc.lock", "metrics")
         run("dvc", "repro", "-q")
         assert product() == 10
-        run("git", "add", "-A")
+        run("git", "add", "dvc.lock", "metrics")
         run("git", "commit", "-qm", "Merge")
         locks.append((tmp_path / "dvc.lock").read_text())
         # A merge of main into the branch is one side's lock for the merge that GitHub makes of it.

@@ -1,6 +1,7 @@
 """Sweeps as docs/sweeps.md has them, on a small pipeline in the real one's forms, and the table over seeds."""
 
 import csv
+import fnmatch
 import json
 import re
 import shutil
@@ -178,3 +179,20 @@ def test_table_refuses_what_it_can_not_compare(capsys):
         seed_table.seed_table({"good": ({"a": 0}, {"m": 1.0})})
     with pytest.raises(InputError, match="a and b: equal parameters, other metrics"):
         seed_table.seed_table({"b": ({"seed": 0}, {"m": 1.0}), "a": ({"seed": 0}, {"m": 2.0})})
+
+
+def test_page_names_parameters_and_metrics_that_there_are(values):
+    page = (ROOT / "docs/sweeps.md").read_text()
+    params = seed_table.values({"params.yaml": {"data": values}})
+    named = re.findall(r"-S '?([\w.]+)=", page)
+    assert named
+    assert set(named) <= set(params)
+
+    files = {file.name: {"data": json.loads(file.read_text())} for file in (ROOT / "metrics").glob("*.json")}
+    metrics = seed_table.values(files)
+    (best,) = re.findall(r"--sort-by ([\w.]+)", page)
+    (keep,) = re.findall(r"--keep '(.+?)'", page)
+    (glob,) = re.findall(r"--metrics '(.+?)'", page)
+    assert best in metrics
+    assert set(keep.split("|")) <= {"Experiment", *params, *metrics}
+    assert len(fnmatch.filter(metrics, glob)) > 1

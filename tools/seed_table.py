@@ -4,7 +4,8 @@
     python -m tools.seed_table --metrics '*.psnr_db' NAME NAME  # some metrics, some experiments
 
 The experiments come from `dvc exp show --json`. Those whose parameters agree in all but `seed` are one column; the
-standard error of n seeds is their standard deviation (n − 1) over √n. The same seed twice counts once.
+standard error of n seeds is their standard deviation (n − 1) over √n. The same seed twice counts once. Metrics of a
+stage that did not run with an experiment's parameters are left out, with a note.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 from fnmatch import fnmatchcase
 
 import pandas as pd
+from ruamel.yaml import YAML  # reads 1e-05 as the number that DVC means
 
 from genprior.params import InputError
 from genprior.stage import run
@@ -25,20 +27,33 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; without any, all of this commit")
     parser.add_argument("--metrics", default="*", metavar="GLOB", help="only metrics of such a name, e.g. '*.psnr_db'")
     arguments = parser.parse_args()
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "show", "--json"], text=True, capture_output=True, check=False
-    )
-    if done.returncode:
-        raise InputError(f"dvc exp show: {done.stderr.strip().splitlines()[0].removeprefix('ERROR: ')}")
-    found = experiments(json.loads(done.stdout), arguments.names)
+    shown = json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json"))
+    found = {}
+    for name, told in experiments(shown, arguments.names).items():
+        params = values(told["data"]["params"])
+        lock = YAML(typ="safe").load(output("git", "show", f"{told['rev']}:dvc.lock"))
+        stale = stale_outputs(lock["stages"], params) & set(told["data"]["metrics"])
+        if stale:
+            files = ", ".join(sorted(stale))
+            print(f"note: {name}: left out, for their stages did not run with its parameters: {files}", file=sys.stderr)
+        fresh = {file: content for file, content in told["data"]["metrics"].items() if file not in stale}
+        found[name] = (params, values(fresh))
     print(seed_table(found, arguments.metrics))
 
 
-def experiments(shown: list[dict], names: list[str]) -> dict[str, tuple[dict, dict]]:
-    """Parameters and metrics, flat, of each finished experiment of those names, or of every one where none is named.
+def output(*command: str) -> str:
+    """What a command prints; InputError with its first line where it fails."""
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise InputError(f"{' '.join(command[-3:])}: {done.stderr.strip().splitlines()[0].removeprefix('ERROR: ')}")
+    return done.stdout
 
-    DVC shows a failed or waiting experiment with the metrics it started from; such a one is left out, and named where
-    it was asked for. Raises InputError for a name that is no finished experiment.
+
+def experiments(shown: list[dict], names: list[str]) -> dict[str, dict]:
+    """What `dvc exp show --json` tells of each finished experiment of those names, or of every one if none is named.
+
+    DVC shows a failed or waiting experiment with the metrics it started from; such a one is left out. Raises InputError
+    for a name that is no finished experiment.
     """
     found, unfinished = {}, []
     for commit in shown:
@@ -48,18 +63,34 @@ def experiments(shown: list[dict], names: list[str]) -> dict[str, tuple[dict, di
             if last["error"] or state != "success":
                 unfinished.append(last["name"])
             else:
-                found[last["name"]] = (values(last["data"]["params"]), values(last["data"]["metrics"]))
+                found[last["name"]] = last
     for name in names:
+        if name in unfinished:
+            raise InputError(f"NAME = '{name}': did not finish")
         if name not in found:
-            why = (
-                "did not finish" if name in unfinished else f"no such experiment; there is {', '.join(found) or 'none'}"
-            )
-            raise InputError(f"NAME = '{name}': {why}")
+            raise InputError(f"NAME = '{name}': no such experiment; there is {', '.join(found) or 'none'}")
     if not found:
         raise InputError("dvc exp show: no finished experiment; try dvc exp run --queue -S 'seed=range(3)'")
     if unfinished and not names:
         print(f"note: left out, for they did not finish: {', '.join(sorted(unfinished))}", file=sys.stderr)
     return {name: found[name] for name in names or found}
+
+
+def stale_outputs(stages: dict[str, dict], params: dict) -> set[str]:
+    """Outputs that a lock's stages made with other parameters than `params`, or from other files than the lock's own.
+
+    An experiment that ran only up to a stage has them: what comes behind is still that of the commit.
+    """
+    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    stale = set()
+    for _ in stages:  # in the longest chain, each round finds one more
+        for stage in stages.values():
+            recorded = values({file: {"data": block} for file, block in stage.get("params", {}).items()})
+            changed = any(params.get(key) != value for key, value in recorded.items())
+            deps = {dep["path"]: dep.get("md5") for dep in stage.get("deps", [])}
+            if changed or any(path in stale or made.get(path, md5) != md5 for path, md5 in deps.items()):
+                stale |= {out["path"] for out in stage.get("outs", [])}
+    return stale
 
 
 def values(files: dict[str, dict]) -> dict:

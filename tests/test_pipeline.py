@@ -2,15 +2,11 @@
 
 import ast
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, ran
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -78,77 +74,6 @@ def test_committed_metrics_have_unique_keys():
     keys = [key for file in (ROOT / "metrics").glob("*.json") for key in leaves(json.loads(file.read_text()))]
     assert keys
     assert len(keys) == len(set(keys))
-
-
-def tiny(values: dict) -> dict:
-    """The committed parameters with everything as small as it goes."""
-    values["collect_images"]["names"] = ["camera", "coins", "rocket"]
-    values["extract_patches"] |= {
-        "train": ["imgs/standard/camera.png"],
-        "validation": ["imgs/standard/coins.png"],
-        "test": ["imgs/standard/rocket.png"],
-        "scenes": [],
-        "image_size": 64,
-        "max_patches": 300,
-    }
-    values["network"] |= {"latent_size": 3, "hidden": [8]}
-    for name in ("train_ae", "train_vae", "train_gan"):
-        values[name] |= {"steps": 3, "batch_size": 16}
-    values["train_gan"]["chapter_steps"] = values["train_vae"]["chapter_steps"] = 2
-    values["sample"]["count"] = 20
-    quick = {"starts": 2, "iterations": 2}
-    values["evaluate"] |= {"patches": 8, "range": quick, "relaxed": quick, "solver_patches": 1}
-    values["evaluate"] |= {"posterior_patches": 2, "posterior_samples": 20, "likelihood_patches": 2}
-    values["residual"] |= {"steps": 3, "batch_size": 16}
-    values["evaluate"]["mean_samples"] = 20
-    values["crossover"] |= {"measurements": [3, 6], "patches": 4}
-    values["baselines"] |= {"validation_patches": 8, "tikhonov_weights": [0.1], "lasso_weights": [0.01]}
-    values["baselines"] |= {"tv_weights": [0.01], "mixture_components": [2], "mixture_patches": 200}
-    values["train_discriminative"] |= {"steps": 3, "batch_size": 16}
-    values["report"]["pictures"] = 4
-    return values
-
-
-@pytest.fixture
-def workspace(tmp_path, values):
-    """A repository of its own with this code and tiny parameters; `run` runs a command in it."""
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout.split()
-    for file in files:
-        if not file.startswith(("data/", "metrics/")) and file != "dvc.lock" and (ROOT / file).is_file():
-            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, tmp_path / file)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny(values)))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    identity = {
-        "GIT_AUTHOR_NAME": "t",
-        "GIT_AUTHOR_EMAIL": "t@t",
-        "GIT_COMMITTER_NAME": "t",
-        "GIT_COMMITTER_EMAIL": "t@t",
-    }
-
-    def run(*command: str, code: int = 0) -> str:
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment | identity, text=True, capture_output=True, timeout=300, check=False
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    run("git", "init", "-q")
-    run("git", "add", "-A")
-    run("git", "commit", "-qm", "Begin")
-    return tmp_path, run
-
-
-def ran(output: str) -> set[str]:
-    """The stages that DVC says it ran."""
-    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
 
 @pytest.mark.dvc

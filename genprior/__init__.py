@@ -10,4 +10,37 @@ Notation, here and in every module:
     λ   weight of the latent prior in  argmin_z |K G(z) - y|^2 + λ |z|^2;  λ = sigma^2 is Bayes'
 
 Operators speak `A(x)` and `A_adjoint(y)`, the interface of the deepinv library.
+
+Names for use from outside:
+
+    genprior.prior      Prior, load_prior, save_prior
+    genprior.operators  Identity, Inpainting, GaussianBlur, Downsampling, Dense, gaussian_sensing, motion_blur
+    genprior.operators  fourier_samples, tomography, PhaselessFourier, Saturation, as_matrix, pose, Measured
+    genprior.inversion  RangeEnergy, RelaxedEnergy, screen, search, Modes, Inversion
+    genprior.posterior  sample_posterior, Posterior, annealed_smc
+    genprior.classical  minimum_norm, tikhonov, lasso, total_variation, linear_prior, fit_gaussian_prior, GaussianPrior
+    genprior.quality    psnr_db, reconstruction_measures, interval_coverage, prdc, squared_mmd, detail_db
+    genprior.images     read_photograph, resize, cut_patches, dct_basis
+    genprior.params     load_params, InputError
+
+A trained prior, its samples, one's own operator and data, the most probable image of each, and posterior samples:
+
+    >>> import torch
+    >>> from genprior.inversion import RelaxedEnergy, screen, search
+    >>> from genprior.posterior import sample_posterior
+    >>> from genprior.prior import load_prior
+    >>> class EveryOtherRow:  # K; one that is not linear has no A_adjoint, and torch differentiates its A
+    ...     def A(self, x): return x[:, :, ::2]
+    ...     def A_adjoint(self, y): return torch.stack([y, 0 * y], 3).flatten(2, 3)
+    >>> prior, draw = load_prior("data/models/vae.safetensors"), torch.Generator().manual_seed(0)
+    >>> x = prior.sample(4, draw, residual=True)
+    >>> y = EveryOtherRow().A(x) + 0.01 * torch.randn(4, 1, 8, 16, generator=draw)
+    >>> energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, EveryOtherRow(), y, sigma=0.01)
+    >>> starts = screen(energy, torch.randn(2000, prior.latent_size, generator=draw), 4)  # the likeliest of 2000 codes
+    >>> modes = search(energy, starts, iterations=30)
+    >>> modes.best(energy).x.shape
+    torch.Size([4, 1, 16, 16])
+    >>> posterior = sample_posterior(energy, modes, samples=200, generator=draw)
+    >>> posterior.images(lambda z, rows: energy.draw(z, rows, draw)).shape
+    torch.Size([4, 200, 16, 16])
 """

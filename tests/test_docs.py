@@ -111,7 +111,7 @@ def check(command: list[str], values: dict) -> None:
                 assert step in place, f"{command}: {setting}"
                 place = place[step]
     elif program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in words if "=" not in word and not word.startswith("-")} <= set(targets), command
     elif program.startswith("python") and words[:1] == ["-m"]:
         assert words[1].split(".")[-1].isupper() or importlib.util.find_spec(words[1]), command
@@ -302,6 +302,42 @@ def test_every_measure_is_documented_under_its_file_and_no_other():
         for name, row in rows.items():
             assert fnmatch.filter(set().union(*found), name), f"{pattern}: {name}"
             assert row[2] in ("higher", "lower", "") or row[2].startswith("→ "), f"{pattern}: {name}"
+
+
+CLAIMS = [  # numbers that docs/chapter.md quotes: file of metrics/, key, and how they stand there
+    ("train_ae", "train_ae.test_psnr_db", "at {:.1f} dB"),
+    ("sample", "sample.ae_raw.range.coverage", "covers {:.2f} of the real patches"),
+    ("sample", "sample.ae.range.coverage", "the codes {:.2f}, where"),
+    ("sample", "sample.floor.coverage", "covers {:.2f} (`coverage`"),
+    ("evaluate_vae", "vae.relaxed.likelihood.log_likelihood", "log p(x) = {:.3f} nats"),
+    ("evaluate_vae", "vae.relaxed.likelihood.monte_carlo_error", "error of {:.5f}"),
+    ("evaluate_vae", "vae.relaxed.likelihood.elbo", "the ELBO says {:.3f}"),
+    ("evaluate_vae", "vae.relaxed.likelihood.importance_bound", "sampling {:.3f}"),
+    ("sample", "sample.vae.range.detail_db", "the VAE's {:.1f}, the GAN"),
+    ("sample", "sample.ae.range.detail_db", "the autoencoder's G(z) {:.1f} dB"),
+    ("sample", "sample.gan.range.detail_db", "the GAN's {:.1f}."),
+    ("sample", "sample.gan.range.coverage", "{:.2f} of the default GAN's G(z)"),
+    ("sample", "sample.vae.range.coverage", "the VAE's {:.2f} without v(z)"),
+    ("sample", "sample.vae.relaxed.coverage", "and {:.2f} with it"),
+    ("train_vae", "train_vae.chapter.active_units", "{} of 20 codes stay active"),
+    ("train_vae", "train_vae.chapter.test_kl", "the KL is {:.1f} nats"),
+    ("train_vae", "train_vae.test_kl", "instead of {:.1f}"),
+    ("train_vae", "train_vae.chapter.sigma", "σ ≈ {:.2f}"),
+    ("sample", "sample.ae_raw.range.coverage", "raw N(0, I) codes | {:.3f} |"),
+    ("sample", "sample.ae.range.coverage", "fitted to its codes | {:.3f} |"),
+    ("sample", "sample.ae.range.mmd_p_value", "| {:g} | | VAE"),
+    ("sample", "sample.vae.relaxed.coverage", "decoder's noise | {:.3f} |"),
+    ("chapter", "chapter.gan_1d.step_001.fake_std", "from {:.2f} to"),
+    ("chapter", "chapter.gan_1d.step_200.fake_std", "to {:.2f}, where"),
+]
+
+
+@pytest.mark.parametrize(("file", "key", "wording"), CLAIMS)
+def test_numbers_of_the_chapter_page_are_the_committed_ones(file, key, wording):
+    value = json.loads((ROOT / f"metrics/{file}.json").read_text())
+    for step in key.split("."):
+        value = value[step]
+    assert wording.format(value) in " ".join((ROOT / "docs/chapter.md").read_text().split())
 
 
 def rewrite_parameters() -> None:

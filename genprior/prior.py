@@ -199,7 +199,8 @@ def load_prior(
     try:
         with safe_open(path, framework="pt") as file:
             config = json.loads((file.metadata() or {})["prior"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # Copied out of the mapped file: its alignment would reach the last bits of sums.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
     except Exception:  # whatever json says of what is none

@@ -265,7 +265,12 @@ def trained(params: Params) -> list[str]:
 
 
 def write_page(
-    table: pd.DataFrame, curves: pd.DataFrame, params: Params, reconstructed: list[str], posteriors: list[str]
+    table: pd.DataFrame,
+    curves: pd.DataFrame,
+    params: Params,
+    reconstructed: list[str],
+    posteriors: list[str],
+    training: list[str],
 ) -> None:
     """The Markdown page."""
     problems = list(params.problems)
@@ -365,7 +370,7 @@ def write_page(
         "hold them (recall), and the samples' standard deviation over theirs (spread), along the default game and "
         "along the chapter's own, minimax without penalties or averaging:",
         "![Coverage, recall and spread of a GAN's samples against steps](collapse.png)",
-        *trained(params),
+        *training,
     ]
     write_text(TARGET / "README.md", "\n\n".join(parts) + "\n")
 
@@ -375,6 +380,7 @@ def main() -> None:
     problems = list(params.problems)
     table = collect_table()
     check_table(table, params)
+    training = trained(params)
     x = draw_patches(load_patches("data/patches/test.npy", "cpu"), params.evaluate.patches, params.seed)
 
     grids = {"real patches": read_samples("real")}
@@ -439,7 +445,7 @@ def main() -> None:
         TARGET / "crossover.png", confined, others, [NAMES["gaussian"], NAMES["lasso_dct"]], floors
     )
     write_csv(TARGET / "table.csv", table)
-    write_page(table, by_count, params, reconstructed, pictured)
+    write_page(table, by_count, params, reconstructed, pictured, training)
 
 
 if __name__ == "__main__":

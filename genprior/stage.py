@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from genprior.params import InputError, Params
@@ -57,6 +58,7 @@ def set_up(params: Params) -> "torch.device":
 
     torch.manual_seed(params.seed)
     torch.set_num_threads(params.threads)
+    threadpool_limits(params.threads)  # and of NumPy's BLAS, which else takes as many as there are cores
     torch.use_deterministic_algorithms(True)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = params.device

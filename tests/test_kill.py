@@ -126,20 +126,25 @@ def test_50_kills(workspace):  # noqa: F811
     training = folder / "genprior/training.py"
     assert training.read_text().count("every: float = 15.0") == 1  # the tiny trainings are over sooner
     training.write_text(training.read_text().replace("every: float = 15.0", "every: float = 0.0"))
+    parameters = yaml.safe_load((folder / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters | {"threads": 1}))
     run("git", "commit", "-qam", "Write a checkpoint after every step")
-    begin = time.monotonic()
-    run("dvc", "repro")
-    usual, expected = time.monotonic() - begin, recorded(folder)
-    seen = run("git", "status", "--porcelain", "--untracked-files=all")
-
-    draw, killed, runs = random.Random(0), Counter(), 1
-    run("git", "clean", "-fdxq")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    while True:
+
+    def repro():
         with (folder.parent / "output").open("w") as output:
-            dvc = subprocess.Popen(["dvc", "repro"], cwd=folder, env=environment, stdout=output, stderr=output)
-        moment = time.monotonic() + draw.uniform(0, usual / 5)
+            return subprocess.Popen(["dvc", "repro"], cwd=folder, env=environment, stdout=output, stderr=output)
+
+    begin = time.monotonic()
+    assert repro().wait() == 0
+    usual, expected = time.monotonic() - begin, recorded(folder)
+    seen = run("git", "status", "--porcelain", "--untracked-files=all")
+    run("git", "clean", "-fdxq")
+    draw, killed, runs = random.Random(0), Counter(), 1
+    while True:
+        dvc = repro()
+        moment = time.monotonic() + draw.uniform(0, usual / 8)
         last = killed.total() == int(os.environ.get("KILLS", "50"))
         while dvc.poll() is None and (last or time.monotonic() < moment):
             time.sleep(0.001)
@@ -149,6 +154,7 @@ def test_50_kills(workspace):  # noqa: F811
                 process.kill()
             killed["stage" if stage else "dvc"] += 1
             dvc.wait()
+            print(f"{killed.total()}: {'stage' if stage else 'dvc'}, {len(recorded(folder))} recorded", flush=True)
             assert recorded(folder).items() <= expected.items()
             assert not stage or dvc.returncode != 0
             continue

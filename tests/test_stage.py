@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_info
 
 from genprior.params import InputError
 from genprior.stage import read_array, run, set_up, whole_file, write_array, write_metrics
@@ -47,8 +49,6 @@ def test_pickled_array_is_not_loaded(tmp_path):
 
 
 def test_device_that_is_not_there_is_refused_by_name(params):
-    import torch
-
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     absent = [name for name, found in there.items() if not found]
     assert absent  # no machine has both
@@ -56,6 +56,16 @@ def test_device_that_is_not_there_is_refused_by_name(params):
         with pytest.raises(InputError, match=name):
             set_up(params.model_copy(update={"device": name}))
     assert set_up(params.model_copy(update={"device": "auto"})).type in ("cpu", "cuda", "mps")
+
+
+def test_every_library_computes_with_as_many_threads_as_params_say(params):
+    """A sum's last bits depend on it; the cores that there are, and OMP_NUM_THREADS, do not count."""
+    set_up(params.model_copy(update={"threads": 3}))
+    assert torch.get_num_threads() == 3
+    found = {pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()}
+    assert "openblas" in found
+    assert set(found.values()) == {3}
+    set_up(params)
 
 
 def test_errors_end_a_stage_with_one_line_and_the_right_code(capsys):

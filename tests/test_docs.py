@@ -48,7 +48,7 @@ STAGES = stages()
 
 def prose(text: str) -> str:
     """Markdown without its fenced blocks."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(text: str) -> set[str]:
@@ -71,7 +71,7 @@ def test_links_lead_somewhere(name):
 
 def simple_commands(text: str) -> list[list[str]]:
     """The words of each simple command in a page's shell blocks and `code`."""
-    blocks = re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^ *```(?:sh|bash|shell|console)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in re.sub(r"\\\n", " ", block).splitlines()]
     lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose(text))]
     found = []
@@ -141,6 +141,24 @@ def test_a_wrong_command_is_found(line, values):
     assert commands == simple_commands(f"Type `{line}`.\n")
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         check(commands[-1] if line.startswith("cd") else commands[0], values)
+
+
+def holds(values: dict, key: str) -> bool:
+    """Whether nested values have a dotted key, or a block of that name; `*` stands for any part of a step."""
+    step, _, rest = key.partition(".")
+    found = [values[name] for name in fnmatch.filter(values, step)]
+    return any(not rest or (isinstance(value, dict) and holds(value, rest)) for value in found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dotted_keys_are_parameters_or_metrics(name, values):
+    metrics = {}
+    for file in (ROOT / "metrics").glob("*.json"):
+        metrics |= json.loads(file.read_text())
+    for key in re.findall(r"(?<!`)`([a-z]\w*(?:\.[\w*]+)+)`(?!`)", prose((ROOT / name).read_text())):
+        first, suffix = key.split(".")[0], key.split(".")[-1]
+        if (first in values or first in metrics) and f".{suffix}" not in (".py", ".json", ".safetensors", ".csv"):
+            assert "NAME" in key or holds(values, key) or holds(metrics, key), key
 
 
 # The package's docstring

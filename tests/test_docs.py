@@ -93,8 +93,8 @@ def simple_commands(text: str) -> list[list[str]]:
 
 
 def check(command: list[str], values: dict) -> None:
-    """Fail where a command of this project names what is not there; words in capitals stand for anything."""
-    program, *words = command
+    """Fail where a command of this project names what is not there; ... and words in capitals stand for anything."""
+    program, *words = [word for word in command if word != "..."]
     if program == "dvc" and words:
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:

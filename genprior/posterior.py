@@ -193,11 +193,12 @@ def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _resample(log_weight: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """Systematic resampling by weight (Douc et al. 2005): indices of `samples` of them, (N, M) -> (N, samples)."""
+    """Systematic resampling by weight (Douc et al. 2005), in random order: (N, M) -> indices (N, samples)."""
     cumulative = log_weight.double().softmax(1).cumsum(1)
     offset = torch.rand(len(log_weight), 1, generator=generator, dtype=torch.double).to(cumulative.device)
     points = (torch.arange(samples, device=cumulative.device) + offset) / samples
-    return torch.searchsorted(cumulative, points).clamp_max(log_weight.shape[1] - 1)
+    index = torch.searchsorted(cumulative, points).clamp_max(log_weight.shape[1] - 1)
+    return index.gather(1, torch.rand(index.shape, generator=generator).argsort(1).to(index.device))
 
 
 def _take(z: Tensor, index: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = pool or min(16 * energy.chunk, 2**16)  # more draws where a draw costs less
+    pool = pool or min(16 * energy.chunk, 2**15)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
@@ -323,13 +324,21 @@ def _first_step(
 
 
 def _next_power(likelihood: Tensor, power: Tensor, share: float = 0.5) -> Tensor:
-    """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,)."""
-    low, high = power.clone(), torch.ones_like(power)
-    for _ in range(24):
+    """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,).
+
+    Of log (β' - β): the first step may be a millionth.
+    """
+    whole = 1 - power
+
+    def keeps(step: Tensor) -> Tensor:
+        return _mean_and_effective(_powered(likelihood, step))[1] >= share
+
+    low, high = torch.full_like(power, math.log(1e-8)), torch.zeros_like(power)
+    for _ in range(16):
         middle = (low + high) / 2
-        fine = _mean_and_effective(_powered(likelihood, middle - power))[1] >= share
+        fine = keeps(whole * middle.exp())
         low, high = torch.where(fine, middle, low), torch.where(fine, high, middle)
-    return torch.where(high == 1, 1.0, low)
+    return torch.where(keeps(whole), 1.0, power + whole * low.exp())
 
 
 def _lower(

@@ -77,7 +77,7 @@ def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, seed: int) ->
 def posterior_mean(energy: Energy, k: int, samples: int, seed: int) -> Tensor:
     """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w)."""
     # A mean asks less of the samples than their tails do.
-    z, _, _ = annealed_smc(energy, samples, k, torch.Generator().manual_seed(seed), 0.25, TEMPERING)
+    z, _, _ = annealed_smc(energy, samples, k, torch.Generator().manual_seed(seed), 0.25, TEMPERING, pool=4096)
     rows = torch.arange(len(z), device=z.device).repeat_interleave(samples)
     parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
     x = torch.cat([energy.estimate(*part) for part in parts])

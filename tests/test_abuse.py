@@ -28,10 +28,10 @@ import pytest
 import tifffile
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, tiny
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import STAGES, tiny
+from test_pipeline import STAGES
 
 from genprior.images import read_photograph
 from genprior.params import ExtractPatches, InputError, Params, load_params

@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT
-from test_pipeline import tiny, workspace  # noqa: F401 (a fixture)
+from conftest import ROOT, tiny
 
 from genprior.stage import write_array
 
@@ -116,7 +115,7 @@ def recorded(folder):
 
 
 @pytest.mark.slow
-def test_50_kills(workspace):  # noqa: F811
+def test_50_kills(workspace):
     """`kill -9` of DVC or of its stage at random moments, and `dvc repro` again, until it comes through.
 
     After every kill dvc.lock may lack a stage, but says nothing of one that an undisturbed run does not say. KILLS in

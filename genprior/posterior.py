@@ -16,7 +16,7 @@ from genprior.inversion import LOG_2_PI, Energy, Modes, _by_parts, cross_energie
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"
-FADING_LEVELS = (1e4, 300.0, 30.0, 5.0, 1.0, 0.2, 0.0)
+FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = pool or min(16 * energy.chunk, 2**15)  # more draws where a draw costs less
+    pool = pool or min(8 * energy.chunk, 2**13)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -138,24 +139,25 @@ def test_50_kills(workspace):
     begin = time.monotonic()
     assert repro().wait() == 0
     usual, expected = time.monotonic() - begin, recorded(folder)
+    run("git", "add", "data/.gitignore", "data/*/.gitignore", "imgs/.gitignore")
+    run("git", "commit", "-qm", "Ignore what DVC keeps")  # DVC adds to these at its end, so not where it was killed
     seen = run("git", "status", "--porcelain", "--untracked-files=all")
     run("git", "clean", "-fdxq")
     draw, killed, runs = random.Random(0), Counter(), 1
     while True:
         dvc = repro()
-        moment = time.monotonic() + draw.uniform(0, usual / 8)
+        moment = time.monotonic() + draw.uniform(0, usual / 10)
         last = killed.total() == int(os.environ.get("KILLS", "50"))
         while dvc.poll() is None and (last or time.monotonic() < moment):
             time.sleep(0.001)
         if dvc.poll() is None:
             stage = psutil.Process(dvc.pid).children() if draw.random() < 0.5 else []
-            for process in stage[:1] or [dvc]:
-                process.kill()
+            with suppress(psutil.NoSuchProcess):
+                (stage[0] if stage else dvc).kill()
             killed["stage" if stage else "dvc"] += 1
             dvc.wait()
             print(f"{killed.total()}: {'stage' if stage else 'dvc'}, {len(recorded(folder))} recorded", flush=True)
             assert recorded(folder).items() <= expected.items()
-            assert not stage or dvc.returncode != 0
             continue
         assert dvc.returncode == 0, (folder.parent / "output").read_text()
         assert recorded(folder) == expected

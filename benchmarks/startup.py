@@ -51,7 +51,7 @@ def main() -> None:
     for name, time in found.items():
         base = "dvc status" if name.startswith("dvc") else "torch and an optimiser"
         rows.append(f"| {name} | {time:.2f} | {time / found[base]:.2f} |")
-    header = f"Processor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing "
+    header = f"# Starting\n\nProcessor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing "
     header += "torch and making an optimiser. Written by `python -m benchmarks.startup`.\n\n"
     Path("benchmarks/startup.md").write_text(
         header + "| what | seconds | ratio |\n| --- | ---: | ---: |\n" + "\n".join(rows) + "\n"

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from genprior.stage import write_text
+
 ROUNDS = 5
 STAGES = [file.stem for file in sorted(Path("stages").glob("[a-z]*.py"))]
 TORCH = "import torch; torch.optim.Adam([torch.zeros(1, requires_grad=True)])"
@@ -51,11 +53,13 @@ def main() -> None:
     for name, time in found.items():
         base = "dvc status" if name.startswith("dvc") else "torch and an optimiser"
         rows.append(f"| {name} | {time:.2f} | {time / found[base]:.2f} |")
-    header = f"# Starting\n\nProcessor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing "
-    header += "torch and making an optimiser. Written by `python -m benchmarks.startup`.\n\n"
-    Path("benchmarks/startup.md").write_text(
-        header + "| what | seconds | ratio |\n| --- | ---: | ---: |\n" + "\n".join(rows) + "\n"
-    )
+    parts = [
+        "# Starting",
+        f"Processor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing torch and "
+        "making an optimiser. Written by `python -m benchmarks.startup`.",
+        "| what | seconds | ratio |\n| --- | ---: | ---: |\n" + "\n".join(rows),
+    ]
+    write_text("benchmarks/startup.md", "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

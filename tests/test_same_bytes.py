@@ -1,0 +1,80 @@
+"""The same outputs whatever the surroundings, and two DVCs at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_kill import digests, recorded, stage, wait_for  # noqa: F401 (stage is a fixture)
+from test_pipeline import workspace  # noqa: F401 (a fixture)
+
+SURROUNDINGS = {
+    "LC_ALL": "tr_TR.UTF-8",
+    "TZ": "Pacific/Kiritimati",
+    "PYTHONHASHSEED": "4711",
+    "OMP_NUM_THREADS": "5",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "3",
+}
+
+
+def busy():
+    """A process that keeps a core busy."""
+    return subprocess.Popen([sys.executable, "-c", "while True: pass"])
+
+
+def test_a_stage_writes_the_same_bytes_in_other_surroundings(stage):  # noqa: F811
+    folder, start = stage
+    assert start(PYTHONHASHSEED="0").wait() == 0
+    expected = digests(folder)
+    assert start(**SURROUNDINGS).wait() == 0
+    assert digests(folder) == expected
+
+
+@pytest.mark.slow
+def test_forced_run_elsewhere_gives_the_same_lock(workspace, tmp_path_factory):  # noqa: F811
+    """In a clone in another folder, with other surroundings, beside a process that takes a core."""
+    folder, run = workspace
+    dvc = str(Path(sys.executable).parent / "dvc")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    subprocess.run([dvc, "repro", "-q"], cwd=folder, env=environment, check=True)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "deeper" / "clone"
+    run("git", "clone", "-q", str(folder), str(elsewhere))
+    other = busy()
+    try:
+        subprocess.run([dvc, "repro", "-q", "-f"], cwd=elsewhere, env=environment | SURROUNDINGS, check=True)
+    finally:
+        other.kill()
+        other.wait()
+    assert (elsewhere / "dvc.lock").read_text() == (folder / "dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_two_at_once(workspace):  # noqa: F811
+    """While one trains: the same stage is refused, another runs, a copy runs, metrics can be read; nothing is lost."""
+    folder, run = workspace
+    run("dvc", "repro", "train_ae", "train_vae", "chapter")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "Run")
+    expected = recorded(folder)
+    parameters = yaml.safe_load((folder / "params.yaml").read_text())
+    parameters["train_vae"]["steps"] = 3000  # long enough for what follows
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    training = subprocess.Popen(["dvc", "repro", "-q", "train_vae"], cwd=folder, env=environment)
+    wait_for(lambda: not (folder / "metrics/train_vae.json").exists())
+    assert "busy" in run("dvc", "repro", "-s", "train_vae", code=255)
+    run("dvc", "repro", "-f", "-s", "chapter")
+    run("dvc", "exp", "run", "--temp", "-S", "chapter.image=imgs/standard/coins.png", "chapter")
+    assert "train_ae" in run("dvc", "metrics", "show", "--json")
+    run("dvc", "exp", "show", "--csv")
+    assert training.poll() is None
+    assert training.wait() == 0
+    after = recorded(folder)
+    assert after.pop("train_vae") != expected.pop("train_vae")
+    assert after == expected
+    assert "up to date" in run("dvc", "status", "train_vae", "chapter", "train_ae")

@@ -55,8 +55,8 @@ def main() -> None:
         rows.append(f"| {name} | {time:.2f} | {time / found[base]:.2f} |")
     parts = [
         "# Starting",
-        f"Processor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing torch and "
-        "making an optimiser. Written by `python -m benchmarks.startup`.",
+        f"Processor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing "
+        "torch and making an optimiser. Written by `python -m benchmarks.startup`.",
         "| what | seconds | ratio |\n| --- | ---: | ---: |\n" + "\n".join(rows),
     ]
     write_text("benchmarks/startup.md", "\n\n".join(parts) + "\n")

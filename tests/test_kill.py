@@ -146,7 +146,7 @@ def test_50_kills(workspace):
     draw, killed, runs = random.Random(0), Counter(), 1
     while True:
         dvc = repro()
-        moment = time.monotonic() + draw.uniform(0, usual / 10)
+        moment = time.monotonic() + draw.uniform(0, usual / 6)
         last = killed.total() == int(os.environ.get("KILLS", "50"))
         while dvc.poll() is None and (last or time.monotonic() < moment):
             time.sleep(0.001)

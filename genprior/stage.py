@@ -53,6 +53,9 @@ def set_up(params: Params) -> "torch.device":
 
     Raises InputError where that device is not there.
     """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdigit() and 0 < int(limit) < params.threads:  # MKL's solvers would be wrong, silently
+        raise InputError(f"OMP_THREAD_LIMIT = {limit}: below threads = {params.threads} of params.yaml; unset it")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
     import torch  # two seconds that the stages without a network need not spend
 

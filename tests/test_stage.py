@@ -48,6 +48,13 @@ def test_pickled_array_is_not_loaded(tmp_path):
         read_array(tmp_path / "a.npy")
 
 
+def test_a_thread_limit_below_threads_is_refused(params, monkeypatch):
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    with pytest.raises(InputError, match="OMP_THREAD_LIMIT = 1: below threads = 2"):
+        set_up(params.model_copy(update={"threads": 2}))
+    assert set_up(params.model_copy(update={"threads": 1})).type == "cpu"
+
+
 def test_device_that_is_not_there_is_refused_by_name(params):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     absent = [name for name, found in there.items() if not found]

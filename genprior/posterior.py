@@ -217,8 +217,8 @@ def smc(
     error, p(z) N(y; K G(z), S(z) + s S(0)), sees them, but goes astray where y is far from all that the prior draws.
     Both pass by what no draw of the prior is near to, which a search of modes finds: `found` are the samples
     (N, S, k), log evidence (N,) and its standard error (N,) of importance sampling, whose few distinct codes are moved
-    (`_move`) before they count. Each of the three estimates p(y) without bias, so their mean does too; samples come
-    from each in proportion. Returns the samples, log p(y) and its standard error: of the three's own, or of their
+    (`_move`) before they count. Each of the three estimates p(y), nearly without bias, so their mean does too; samples
+    come from each in proportion. Returns the samples, log p(y) and its standard error: of the three's own, or of their
     spread where that is more. None of it knows of a mode that no sample found.
     """
     z, log_evidence, error = found
@@ -228,7 +228,7 @@ def smc(
     z, _, _ = _move(energy, z, likelihood, all_of_it, nothing, start, generator, refreshed)
     paths = [annealed_smc(energy, samples, k, generator, refreshed, path) for path in (TEMPERING, FADING)]
     paths.append((z, log_evidence, error))
-    evidence = torch.stack([evidence for _, evidence, _ in paths]).nan_to_num(nan=-torch.inf)
+    evidence = torch.stack([evidence for _, evidence, _ in paths]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     share = evidence.softmax(0)
     # The shares in turn, not at random: as many samples of each path as its share says, to within one.
     offset = torch.rand(share.shape[1], generator=generator).to(share)

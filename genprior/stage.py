@@ -44,7 +44,8 @@ def _end_with_dvc() -> None:
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:  # that DVC died before this line
+        # Did that DVC die before this line? In a container DVC may itself be process 1, which adopts orphans.
+        if os.getppid() == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():
             sys.exit("error: the dvc that started this stage is gone")
 
 

@@ -55,7 +55,8 @@ def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
     patches, seen = {}, {}
     for number, split in enumerate(SPLITS):
         parts, pixels = [], 0
-        copies = 8 if split == "train" and settings.symmetries else 1
+        height, width = settings.patch_size
+        copies = (8 if height == width else 4) if split == "train" and settings.symmetries else 1
         for file in getattr(settings, split):
             image = prepare(file, settings)
             digest = hashlib.sha256(image.tobytes()).digest()

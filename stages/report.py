@@ -287,8 +287,8 @@ def write_page(
         "## Samples",
         "![Samples of every prior beside real patches](samples.png)",
         "Each set against real training patches; the first line is what another set of real patches gets. "
-        "Precision, recall, density and coverage (with its standard error): higher is better, the floor is the aim. "
-        "A prior's plain line is its range, G(z) alone; `relaxed` adds what its residual model draws.",
+        "Precision, recall and coverage (with its standard error): higher is better; density: near 1; the floor is the "
+        "aim. A prior's plain line is its range, G(z) alone; `relaxed` adds what its residual model draws.",
         markdown(by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"]), 4),
         "Squared MMD (0 on average for two sets of one distribution) with the p-value of a permutation test, sliced "
         "Wasserstein distance, power above half of all spatial frequencies against real patches' in dB (0: as sharp; "

@@ -154,7 +154,7 @@ def test_50_kills(workspace):
             stage = psutil.Process(dvc.pid).children() if draw.random() < 0.5 else []
             with suppress(psutil.NoSuchProcess):
                 (stage[0] if stage else dvc).kill()
-            killed["stage" if stage else "dvc"] += 1
+                killed["stage" if stage else "dvc"] += 1
             dvc.wait()
             print(f"{killed.total()}: {'stage' if stage else 'dvc'}, {len(recorded(folder))} recorded", flush=True)
             assert recorded(folder).items() <= expected.items()

@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 import torch
 from conftest import ROOT
 
@@ -20,21 +19,10 @@ def test_tables_of_results_are_the_reports():
         assert row in report
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
-
-
 def test_tree_names_every_script():
-    for file in [*ROOT.glob("stages/*.py"), *ROOT.glob("genprior/*.py")]:
-        assert file.name == "__init__.py" or file.name in README
-
-
-def test_parameters_in_commands_exist(values):
-    for key in re.findall(r"-S '?([\w.]+)=", README):
-        block = values
-        for step in key.split("."):
-            block = block[step]
+    for pattern in ("stages/*.py", "genprior/*.py", "tools/*.py", "docs/*.md"):
+        for file in ROOT.glob(pattern):
+            assert file.name == "__init__.py" or file.name in README
 
 
 def test_python_example_runs(tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 from test_kill import digests, recorded, stage, wait_for  # noqa: F401 (stage is a fixture)
-from test_pipeline import workspace  # noqa: F401 (a fixture)
 
 SURROUNDINGS = {
     "LC_ALL": "tr_TR.UTF-8",
@@ -34,7 +33,7 @@ def test_a_stage_writes_the_same_bytes_in_other_surroundings(stage):  # noqa: F8
 
 
 @pytest.mark.slow
-def test_forced_run_elsewhere_gives_the_same_lock(workspace, tmp_path_factory):  # noqa: F811
+def test_forced_run_elsewhere_gives_the_same_lock(workspace, tmp_path_factory):
     """In a clone in another folder, with other surroundings, beside a process that takes a core."""
     folder, run = workspace
     dvc = str(Path(sys.executable).parent / "dvc")
@@ -53,7 +52,7 @@ def test_forced_run_elsewhere_gives_the_same_lock(workspace, tmp_path_factory): 
 
 
 @pytest.mark.slow
-def test_two_at_once(workspace):  # noqa: F811
+def test_two_at_once(workspace):
     """While one trains: the same stage is refused, another runs, a copy runs, metrics can be read; nothing is lost."""
     folder, run = workspace
     run("dvc", "repro", "train_ae", "train_vae", "chapter")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+from ruamel.yaml import YAML, YAMLError  # reads 1e-05 as the number that DVC means
 
 from genprior.params import InputError
 from genprior.stage import run, write_text
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def render() -> str:
-    """The page; InputError names a file that is missing, damaged or of another run."""
+    """The page; InputError names a file that is missing or damaged."""
     stages = read_stages()
     settings = stages["report"]["parameters"]
     problems, counts = list(settings["problems"]), settings["crossover"]["measurements"]
@@ -80,7 +80,7 @@ def read(path: str | Path, parse: Callable[[bytes], Any]) -> Any:
         return parse(Path(path).read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: not there; `make repro` writes it") from None
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{path}: damaged; `make repro` writes it anew ({reason})") from None
 
@@ -95,12 +95,14 @@ def read_stages() -> dict[str, dict]:
                 "parameters": stage.get("params", {}).get("params.yaml", {}),
                 "outputs": {out["path"]: out["md5"] for out in stage["outs"]},
             }
-            for name, stage in yaml.safe_load(content)["stages"].items()
+            for name, stage in YAML(typ="safe").load(content)["stages"].items()
         }
 
     stages = read("dvc.lock", recorded)
     if "report" not in stages:
         raise InputError("dvc.lock: the stage report has not run; `make repro` runs it")
+    if lacking := {"problems", "crossover"} - set(stages["report"]["parameters"]):
+        raise InputError(f"dvc.lock: stage report has no {min(lacking)} among its params; `make repro` writes it anew")
     return stages
 
 

@@ -35,7 +35,6 @@ HIGHER = {
     "elbo",
     "test_elbo",
     "coverage",
-    "density",
     "precision",
     "recall",
 }
@@ -68,7 +67,7 @@ class Row(NamedTuple):
     def change(self) -> float | None:
         """after − before, where both are finite numbers."""
         pair = (self.before, self.after)
-        if any(isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value) for value in pair):
+        if any(isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 for value in pair):
             return None
         return None if math.isnan(self.after - self.before) else self.after - self.before
 

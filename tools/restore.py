@@ -12,6 +12,7 @@ that over samples of its posterior.
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from genprior.stage import run, set_up, steps, whole_file
 
 SCREENED = 128  # draws from the prior for each patch, 2048 at most, among which the searches find their starts
 TOGETHER = 512  # patches restored at a time
+MOST_NUMBERS = 2**28  # in the patches of a picture: 1 GB
 
 
 def corners(side: int, patch: int, stride: int) -> list[int]:
@@ -94,7 +96,12 @@ def restore(prior: Prior, problem: Measured, solver: Search, samples: int, draw:
 
 def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> Tensor:
     """A picture as grey, resized and cropped as asked: (H, W) in [0, 1]."""
-    picture = images.resize(images.read_photograph(file), args.size)
+    picture = images.read_photograph(file)
+    if args.size and args.size**2 * max(picture.shape) / min(picture.shape) > images.MOST_PIXELS:
+        raise InputError(
+            f"{file}: with --size {args.size} more than {images.MOST_PIXELS} pixels; a smaller one is right"
+        )
+    picture = images.resize(picture, args.size)
     if args.crop:
         top, left, height, width = args.crop
         if min(args.crop) < 0 or top + height > picture.shape[0] or left + width > picture.shape[1]:
@@ -175,6 +182,9 @@ def main() -> None:
     if not 0 < args.stride <= min(prior.shape):
         raise InputError(f"--stride {args.stride}: 1 to {min(prior.shape)}, the prior's patch, would be right")
     picture, problems = posed(args, prior, params)
+    count = math.prod(len(corners(*sides, args.stride)) for sides in zip(picture.shape, prior.shape, strict=True))
+    if count * math.prod(prior.shape) > MOST_NUMBERS:
+        raise InputError(f"--stride {args.stride}: {count} patches are too many at a time; a larger stride is right")
 
     parts = [
         (Measured(problem.name, problem.operator, problem.sigma, problem.y[part]), rows[part])

@@ -45,7 +45,8 @@ def output(*command: str) -> str:
     """What a command prints; InputError with its first line where it fails."""
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     if done.returncode:
-        raise InputError(f"{' '.join(command[-3:])}: {done.stderr.strip().splitlines()[0].removeprefix('ERROR: ')}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"{' '.join(command[-3:])}: {said[0].removeprefix('ERROR: ')}")
     return done.stdout
 
 
@@ -88,9 +89,15 @@ def stale_outputs(stages: dict[str, dict], params: dict) -> set[str]:
             recorded = values({file: {"data": block} for file, block in stage.get("params", {}).items()})
             changed = any(params.get(key) != value for key, value in recorded.items())
             deps = {dep["path"]: dep.get("md5") for dep in stage.get("deps", [])}
-            if changed or any(path in stale or made.get(path, md5) != md5 for path, md5 in deps.items()):
+            behind = any(_overlap(path, other) for path in deps for other in stale)
+            if changed or behind or any(made.get(path, md5) != md5 for path, md5 in deps.items()):
                 stale |= {out["path"] for out in stage.get("outs", [])}
     return stale
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Whether one of two paths is the other, or lies in it: `imgs` depends on what makes `imgs/standard`."""
+    return f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/")
 
 
 def values(files: dict[str, dict]) -> dict:
@@ -124,12 +131,14 @@ def seed_table(found: dict[str, tuple[dict, dict]], pattern: str = "*") -> str:
     columns = {}
     for _, same in params.groupby(words[changed].agg(", ".join, axis="columns"), sort=False):
         for _, twice in same.groupby("seed"):
-            if (metrics.loc[twice.index].nunique(dropna=False) > 1).any():
+            if (metrics.loc[twice.index].nunique() > 1).any():  # one that ran only up to a stage lacks some
                 names = " and ".join(sorted(twice.index))
                 raise InputError(f"{names}: equal parameters, other metrics: their code differs; name the ones to take")
-        seeds = metrics.loc[same.drop_duplicates("seed").index]
+        seeds = metrics.loc[same.index].groupby(same["seed"]).first()
         title = ", ".join(f"{name} = {same[name].iloc[0]}" for name in changed) or "all"
-        columns[f"{title} (n = {len(seeds)})".replace("|", "\\|")] = [spread(seeds[name].dropna()) for name in metrics]
+        columns[f"{title} (n = {len(seeds)})".replace("|", "\\|")] = [
+            spread(seeds[name].dropna(), len(seeds)) for name in metrics
+        ]
     rows = [["metric", *columns], ["---"] * (1 + len(columns)), *zip(metrics, *columns.values(), strict=True)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -139,15 +148,16 @@ def _rank(value: object) -> tuple:
     return (0, value, "") if isinstance(value, int | float) else (1, 0, repr(value))
 
 
-def spread(seeds: pd.Series) -> str:
-    """mean ± standard error, to two digits of the error; of a single seed its value alone."""
+def spread(seeds: pd.Series, of: int) -> str:
+    """mean ± standard error, to two digits of the error; of a single seed its value; how many, if fewer than `of`."""
+    fewer = f" (n = {len(seeds)})" if 0 < len(seeds) < of else ""
     if len(seeds) < 2:
-        return "".join(f"{value:.6g}" for value in seeds)
+        return "".join(f"{value:.6g}" for value in seeds) + fewer
     error = seeds.sem()
     if not error > 0:
-        return f"{seeds.mean():.6g} ± 0"
+        return f"{seeds.mean():.6g} ± 0{fewer}"
     digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{seeds.mean():.{digits}f} ± {error:.{digits}f}"
+    return f"{seeds.mean():.{digits}f} ± {error:.{digits}f}{fewer}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,14 @@ from genprior.params import Params
 ROOT = Path(__file__).parent.parent
 
 
+def surroundings(*left_out: str) -> dict[str, str]:
+    """This process's environment for commands in a repository of a test: without what speaks of this one's DVC and Git
+    and what begins with one of `left_out`, the tests' own interpreter first on PATH, a name for commits."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT", *left_out))}
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
 @pytest.fixture(autouse=True)
 def _torch_as_the_stages_set_it():
     torch.set_num_threads(2)
@@ -90,18 +98,11 @@ def workspace(tmp_path, values):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny(values)))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    identity = {
-        "GIT_AUTHOR_NAME": "t",
-        "GIT_AUTHOR_EMAIL": "t@t",
-        "GIT_COMMITTER_NAME": "t",
-        "GIT_COMMITTER_EMAIL": "t@t",
-    }
+    environment = surroundings()
 
     def run(*command: str, code: int = 0) -> str:
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment | identity, text=True, capture_output=True, timeout=300, check=False
+            command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300, check=False
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

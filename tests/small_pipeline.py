@@ -1,13 +1,11 @@
 """A pipeline of three quick stages in the real one's forms, for tests of what people do around a pipeline with DVC."""
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, surroundings
 
 FILES = {
     "dvc.yaml": """\
@@ -43,7 +41,6 @@ right:
 """,
     "lib/__init__.py": "",
     "lib/code.py": """\
-import sys
 from pathlib import Path
 import yaml
 
@@ -94,10 +91,7 @@ def begin(folder: Path, repro: bool = True) -> Callable[..., str]:
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT", "PYTHON"))}
-    base["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{base['PATH']}"
-    base["GIT_AUTHOR_NAME"] = base["GIT_COMMITTER_NAME"] = "t"
-    base["GIT_AUTHOR_EMAIL"] = base["GIT_COMMITTER_EMAIL"] = "t@t"
+    base = surroundings("PYTHON")
 
     def run(*command: str, code: int = 0, **environment: str) -> str:
         done = subprocess.run(

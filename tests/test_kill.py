@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, tiny
+from conftest import ROOT, surroundings, tiny
 
 from genprior.stage import write_array
 
@@ -129,8 +129,7 @@ def test_50_kills(workspace):
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | {"threads": 1}))
     run("git", "commit", "-qam", "Write a checkpoint after every step")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment = surroundings()
 
     def repro():
         with (folder.parent / "output").open("w") as output:

@@ -1,15 +1,15 @@
 """The same outputs whatever the surroundings, and two DVCs at once."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT, surroundings
 from test_kill import digests, recorded, stage, wait_for  # noqa: F401 (stage is a fixture)
 
-SURROUNDINGS = {
+OTHER = {
     "LC_ALL": "tr_TR.UTF-8",
     "TZ": "Pacific/Kiritimati",
     "PYTHONHASHSEED": "4711",
@@ -25,11 +25,41 @@ def busy():
 
 
 def test_a_stage_writes_the_same_bytes_in_other_surroundings(stage):  # noqa: F811
+    """With layers and batches so large that other threads would sum in another order."""
     folder, start = stage
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    values["threads"] = 2
+    values["network"] |= {"latent_size": 16, "hidden": [256, 256]}
+    values["train_ae"] |= {"steps": 5, "batch_size": 512}
+    values["residual"] |= {"steps": 5, "batch_size": 512}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
     assert start(PYTHONHASHSEED="0").wait() == 0
     expected = digests(folder)
-    assert start(**SURROUNDINGS).wait() == 0
+    assert start(**OTHER).wait() == 0
     assert digests(folder) == expected
+
+
+def test_threads_are_what_the_parameters_say(params, values):
+    """In every library that has threads of its own, whatever the environment asks of it."""
+    program = f"""
+import sys
+import numpy, torch
+from threadpoolctl import threadpool_info
+from genprior.params import Params
+from genprior.stage import set_up
+set_up(Params.model_validate({values | {"threads": 2}!r}))
+print(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=surroundings() | OTHER,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(done.stdout.split()) >= 3
+    assert set(done.stdout.split()) == {"2"}
 
 
 @pytest.mark.slow
@@ -37,14 +67,13 @@ def test_forced_run_elsewhere_gives_the_same_lock(workspace, tmp_path_factory):
     """In a clone in another folder, with other surroundings, beside a process that takes a core."""
     folder, run = workspace
     dvc = str(Path(sys.executable).parent / "dvc")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment = surroundings()
     subprocess.run([dvc, "repro", "-q"], cwd=folder, env=environment, check=True)
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "deeper" / "clone"
     run("git", "clone", "-q", str(folder), str(elsewhere))
     other = busy()
     try:
-        subprocess.run([dvc, "repro", "-q", "-f"], cwd=elsewhere, env=environment | SURROUNDINGS, check=True)
+        subprocess.run([dvc, "repro", "-q", "-f"], cwd=elsewhere, env=environment | OTHER, check=True)
     finally:
         other.kill()
         other.wait()
@@ -62,8 +91,7 @@ def test_two_at_once(workspace):
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     parameters["train_vae"]["steps"] = 3000  # long enough for what follows
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment = surroundings()
     training = subprocess.Popen(["dvc", "repro", "-q", "train_vae"], cwd=folder, env=environment)
     wait_for(lambda: not (folder / "metrics/train_vae.json").exists())
     assert "busy" in run("dvc", "repro", "-s", "train_vae", code=255)

@@ -23,6 +23,7 @@ from genprior.posterior import (
     _first_step,
     annealed_smc,
     sample_posterior,
+    smc,
 )
 from genprior.prior import load_prior
 from stages import train_vae
@@ -224,6 +225,59 @@ def test_first_step_goes_as_far_as_the_pool_bears(draw, path):
         change = evidence[i].item() - logsumexp(taken) + math.log(len(pool))
         assert change == pytest.approx(0, abs=1e-6)
         np.testing.assert_allclose(likelihood[i], (taken / power[i].item())[index[i]], rtol=1e-6)
+
+
+class Bumps:
+    """log p(y | z) of two Gaussian bumps, a wide one where the prior is and a narrow one five of its widths away.
+
+    The narrow one holds ten times the evidence, and a millionth of the prior's draws. Noise changes nothing, as where
+    the prior is sure of its images.
+    """
+
+    chunk, CENTRE, WIDTH = 1024, 5.0, 0.05
+
+    def __init__(self, problems):
+        self.y = torch.zeros(problems, 1)
+        self.wide = 0.5  # its evidence, E[exp(-‖z‖² / 2)] for z ~ N(0, I) of two numbers
+        spread = 1 + self.WIDTH**2
+        narrow = self.WIDTH**2 / spread * math.exp(-(self.CENTRE**2) / (2 * spread))
+        self.log_height = math.log(10 * self.wide / narrow)
+
+    def value(self, z, rows, noise=None):
+        offset = z - torch.tensor([self.CENTRE, 0.0])
+        narrow = self.log_height - offset.square().sum(1) / (2 * self.WIDTH**2)
+        return 0.5 * z.square().sum(1) - torch.logaddexp(-0.5 * z.square().sum(1), narrow)
+
+    def cross(self, z, rows, noise=0.0):
+        return self.value(z, None)[:, None].expand(-1, len(rows))
+
+    def posterior(self, problems, samples, draw):
+        """Exact draws, (problems, samples, 2)."""
+        spread = 1 / (1 + 1 / self.WIDTH**2)
+        z = torch.randn(problems, samples, 2, generator=draw)
+        near = z * 0.5**0.5
+        far = z * spread**0.5 + torch.tensor([self.CENTRE * spread / self.WIDTH**2, 0.0])
+        return torch.where(torch.rand(problems, samples, 1, generator=draw) < 10 / 11, far, near)
+
+
+def test_annealing_keeps_what_only_the_search_has_found(draw):
+    """Both annealed paths miss the narrow bump; the evidence is the three's mean, and each has its share of samples."""
+    energy, problems, samples = Bumps(20), 20, 300
+    everything = 11 * energy.wide
+    for path in (TEMPERING, FADING):
+        _, evidence, _ = annealed_smc(energy, samples, 2, draw, 1.0, path)
+        np.testing.assert_allclose(evidence.exp(), energy.wide, rtol=0.3)
+    found = (
+        energy.posterior(problems, samples, draw),
+        torch.full((problems,), math.log(everything)),
+        torch.zeros(problems),
+    )
+    z, evidence, error = smc(energy, found, draw)
+    np.testing.assert_allclose(evidence.exp(), (2 * energy.wide + everything) / 3, rtol=0.05)
+    far = (z[..., 0] > energy.CENTRE / 2).double().mean(1)
+    expected = everything / (2 * energy.wide + everything) * 10 / 11
+    assert far.mean().item() == pytest.approx(expected, abs=0.02)
+    assert (error > 0.3).all()  # that they differ shows
 
 
 def small_decoder(draw, k=4):

@@ -53,6 +53,17 @@ def test_moved_of_whole_numbers_words_and_what_is_not_there(before, after, moved
     assert pr_report.Row("f", "n", before, after).moved == moved
 
 
+def test_arrows_point_where_the_docs_say_that_better_is():
+    text = (ROOT / "docs/metrics.md").read_text()
+    better = {
+        name: row[2].strip()
+        for row in re.finditer(r"^\| (`[^|]*`) \| [^|]* \| ([^|]*) \|", text, re.MULTILINE)
+        for name in re.findall(r"\w+", row[1])
+    }
+    assert {better[name] for name in pr_report.HIGHER} == {"higher"}
+    assert {better[name] for name in pr_report.LOWER} == {"lower"}
+
+
 @pytest.mark.parametrize("value", ["a|b", "`x`", "<img src=x>", "@somebody", "two\nlines", "", "x" * 5000, "**bold**"])
 def test_a_cell_is_one_cell_of_code(value):
     cell = pr_report.code(value)

@@ -1,9 +1,10 @@
-"""The VAE against the better Gaussian mixture over seeds: PSNR of both and, paired seed by seed, their difference.
+"""Every prior against the Gaussians over seeds: PSNR and, paired seed by seed, what each prior has over them.
 
-    dvc exp run --queue -S 'seed=0,1,2' evaluate@vae baselines && dvc exp run --run-all   # about five minutes a seed
-    python -m benchmarks.seeds                                                            # writes benchmarks/seeds.md
+    dvc exp run --queue -S 'seed=0,1,2' evaluate@ae evaluate@vae evaluate@gan baselines
+    dvc exp run --run-all          # about a quarter of an hour a seed
+    python -m benchmarks.seeds     # writes benchmarks/seeds.md
 
-A seed moves everything: the patches drawn, the network's start, the measurements and their noise, the mixtures' start.
+A seed moves everything: the patches drawn, the networks' start, the measurements and their noise, the mixtures' start.
 The better mixture is picked for each seed and problem by the truth, in the mixture's favour.
 """
 
@@ -16,29 +17,52 @@ from genprior.params import load_params
 from genprior.stage import run, write_text
 from tools.seed_table import experiments, output, spread, values
 
+METHODS = {
+    "autoencoder, relaxed": "ae.relaxed",
+    "autoencoder, posterior mean": "ae.mean",
+    "VAE, relaxed": "vae.relaxed",
+    "VAE, posterior mean": "vae.mean",
+    "GAN, relaxed": "gan.relaxed",
+    "GAN, posterior mean": "gan.mean",
+    "linear Gaussian": "gaussian.none",
+}
+MIXTURES = ("mixture_10.none", "mixture_50.none")
 
-def main() -> None:
+
+def measured() -> pd.DataFrame:
+    """PSNR in dB of every method, a row for each problem and seed."""
     found = experiments(json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json")), [])
     rows = []
     for told in found.values():
         seed, metrics = values(told["data"]["params"])["seed"], values(told["data"]["metrics"])
         for problem in load_params("params.yaml").problems:
-            psnr = {
-                name: metrics[f"{key}.{problem}.psnr_db"]
-                for name, key in (("VAE", "vae.relaxed"), ("10", "mixture_10.none"), ("50", "mixture_50.none"))
-            }
-            mixture = max(psnr["10"], psnr["50"])
-            rows.append({"problem": problem, "seed": seed, "VAE, relaxed": psnr["VAE"], "better mixture": mixture})
-    table = pd.DataFrame(rows)
-    table["difference"] = table["VAE, relaxed"] - table["better mixture"]
-    count = table.seed.nunique()
-    lines = [
-        f"| {problem} | {' | '.join(spread(same[column], count) for column in same.columns[2:])} |"
-        for problem, same in table.groupby("problem", sort=False)
+            psnr = {name: metrics[f"{key}.{problem}.psnr_db"] for name, key in METHODS.items()}
+            psnr["better mixture"] = max(metrics[f"{key}.{problem}.psnr_db"] for key in MIXTURES)
+            rows.append({"problem": problem, "seed": seed, **psnr})
+    return pd.DataFrame(rows).set_index(["problem", "seed"])
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Mean ± standard error over seeds: a row for each problem, a column for each method."""
+    count = table.index.unique("seed").size
+    rows = [
+        [problem, *(spread(same[c], count) for c in same)] for problem, same in table.groupby("problem", sort=False)
     ]
-    head = f"# Over {count} seeds\n\nPSNR in dB, mean ± standard error. Written by `python -m benchmarks.seeds`.\n\n"
-    head += f"| problem | {' | '.join(table.columns[2:])} |\n| --- | --- | --- | --- |\n"
-    write_text("benchmarks/seeds.md", head + "\n".join(lines) + "\n")
+    head = [["problem", *table], ["---"] * (1 + table.shape[1])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in head + rows)
+
+
+def main() -> None:
+    table = measured()
+    parts = [
+        f"# Over {table.index.unique('seed').size} seeds",
+        "PSNR in dB, mean ± standard error. Written by `python -m benchmarks.seeds`.",
+        markdown(table),
+    ]
+    for rival in ("better mixture", "linear Gaussian"):
+        over = table.drop(columns=["better mixture", "linear Gaussian"]).sub(table[rival], axis=0)
+        parts += [f"Over the {rival}, paired:", markdown(over)]
+    write_text("benchmarks/seeds.md", "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from genprior.stage import write_text
 
 ROUNDS = 5
+MOST_REPRO, MOST_START = 1.5, 1.3  # the ratios that we want at most
 STAGES = [file.stem for file in sorted(Path("stages").glob("[a-z]*.py"))]
 TORCH = "import torch; torch.optim.Adam([torch.zeros(1, requires_grad=True)])"
 # A stage up to its work: its imports, its parameters, seed, device and threads; torch where it uses torch.
@@ -52,12 +53,13 @@ def main() -> None:
     rows = []
     for name, time in found.items():
         base = "dvc status" if name.startswith("dvc") else "torch and an optimiser"
-        rows.append(f"| {name} | {time:.2f} | {time / found[base]:.2f} |")
+        most = "" if name == base else MOST_REPRO if name.startswith("dvc") else MOST_START
+        rows.append(f"| {name} | {time:.2f} | {time / found[base]:.2f} | {most} |")
     parts = [
         "# Starting",
         f"Processor time in seconds, the least of {ROUNDS} rounds, and its ratio to `dvc status` or to importing "
-        "torch and making an optimiser. Written by `python -m benchmarks.startup`.",
-        "| what | seconds | ratio |\n| --- | ---: | ---: |\n" + "\n".join(rows),
+        "torch and making an optimiser; the ratio that is wanted at most. Written by `python -m benchmarks.startup`.",
+        "| what | seconds | ratio | at most |\n| --- | ---: | ---: | ---: |\n" + "\n".join(rows),
     ]
     write_text("benchmarks/startup.md", "\n\n".join(parts) + "\n")
 

@@ -25,7 +25,7 @@ def busy():
 
 
 def test_a_stage_writes_the_same_bytes_in_other_surroundings(stage):  # noqa: F811
-    """With layers and batches so large that other threads would sum in another order."""
+    """With layers and batches large enough for threads; that their number is fixed, the next test says."""
     folder, start = stage
     values = yaml.safe_load((folder / "params.yaml").read_text())
     values["threads"] = 2

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lasso
-from sklearn.mixture import GaussianMixture
 
 
 def minimum_norm(matrix: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -23,6 +20,8 @@ def tikhonov(matrix: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
 
 def lasso(matrix: np.ndarray, basis: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
     """x = U c with argmin_c ‖K U c - y‖² / (2 m) + weight ‖c‖₁, by scikit-learn: (N, m) -> (N, n)."""
+    from sklearn.linear_model import Lasso  # scikit-learn takes a second to import: not at every stage's start
+
     solver = Lasso(weight, fit_intercept=False, precompute=True, max_iter=2000, tol=1e-3)
     coefficients = solver.fit(matrix @ basis, y.T).coef_
     return coefficients.reshape(len(y), -1) @ basis.T
@@ -106,6 +105,9 @@ def fit_gaussian_prior(
 
     In standardised DCT coefficients, where its ridge of 1e-3 means the same for every frequency.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     coefficients = patches @ basis
     offset, scale = coefficients.mean(0), coefficients.std(0).clip(1e-3)
     standard = ((coefficients - offset) / scale).astype(np.float32)

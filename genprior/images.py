@@ -1,4 +1,4 @@
-"""Photographs to patches: reading any picture as grey, resizing, cutting, and the patches' DCT basis."""
+"""Photographs to patches and back to pictures: reading as grey, resizing, cutting, the DCT basis, grids of patches."""
 
 import logging
 import os
@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-import scipy.fft
 from PIL import Image, ImageOps
 
 from genprior.params import InputError
+from genprior.stage import whole_file
 
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM")  # Pillow would run Ghostscript for others
 MOST_PIXELS = 2**27  # 134 megapixels: a file of a few bytes can claim any number
@@ -148,6 +148,27 @@ def symmetries(patches: np.ndarray) -> np.ndarray:
 
 def dct_basis(height: int, width: int) -> np.ndarray:
     """The orthonormal two-dimensional DCT-II as a matrix U: x = U c for coefficients c; float64, (n, n)."""
+    import scipy.fft  # a quarter of a second, for this alone
+
     n = height * width
     coefficients = scipy.fft.dctn(np.eye(n).reshape(n, height, width), axes=(1, 2), norm="ortho")
     return coefficients.reshape(n, n)
+
+
+def tile(patches: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Patches (N, h, w) or (N, 1, h, w) in [0, 1] as one picture, row by row on white: (H, W) in [0, 1]."""
+    patches = np.asarray(patches, dtype=np.float64).reshape(len(patches), *patches.shape[-2:]).clip(0, 1)
+    height, width = patches.shape[1] + gap, patches.shape[2] + gap
+    rows = -(-len(patches) // columns)
+    canvas = np.ones((rows * height - gap, columns * width - gap))
+    for i, patch in enumerate(patches):
+        top, left = i // columns * height, i % columns * width
+        canvas[top : top + height - gap, left : left + width - gap] = patch
+    return canvas
+
+
+def save_grid(path: str | Path, patches: np.ndarray, columns: int = 10, zoom: int = 3) -> None:
+    """Write patches in [0, 1] as a PNG grid, each pixel `zoom` × `zoom`."""
+    picture = np.rint(tile(patches, columns) * 255).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    with whole_file(path) as part:
+        Image.fromarray(picture).save(part)

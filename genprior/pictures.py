@@ -1,20 +1,17 @@
-"""Pictures for people: grids of patches, training curves, reconstructions beside truth and measurement."""
+"""Figures for people: grids of samples, training curves, reconstructions beside truth and measurement."""
 
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
-from torch import Tensor
 
-from genprior.images import read_photograph
+from genprior.images import read_photograph, tile
 from genprior.stage import whole_file
 
-matplotlib.use("Agg")
 matplotlib.rcParams.update(
     {
         "font.size": 9,
@@ -27,37 +24,18 @@ matplotlib.rcParams.update(
 )
 
 
-def tile(patches: Tensor | np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Patches (N, h, w) or (N, 1, h, w) in [0, 1] as one picture, row by row on white: (H, W) in [0, 1]."""
-    patches = np.asarray(patches, dtype=np.float64).reshape(len(patches), *patches.shape[-2:]).clip(0, 1)
-    height, width = patches.shape[1] + gap, patches.shape[2] + gap
-    rows = -(-len(patches) // columns)
-    canvas = np.ones((rows * height - gap, columns * width - gap))
-    for i, patch in enumerate(patches):
-        top, left = i // columns * height, i % columns * width
-        canvas[top : top + height - gap, left : left + width - gap] = patch
-    return canvas
-
-
-def save_grid(path: str | Path, patches: Tensor | np.ndarray, columns: int = 10, zoom: int = 3) -> None:
-    """Write patches in [0, 1] as a PNG grid, each pixel `zoom` × `zoom`."""
-    picture = np.rint(tile(patches, columns) * 255).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
-    with whole_file(path) as part:
-        Image.fromarray(picture).save(part)
-
-
 def save_figure(path: str | Path, figure: Figure) -> None:
     """Write a matplotlib figure as PNG, with nothing in it that changes from run to run."""
     with whole_file(path) as part:
         figure.savefig(part, metadata={"Software": None}, bbox_inches="tight")
-    plt.close(figure)
 
 
 def sample_figure(path: str | Path, samples: dict[str, np.ndarray], columns: int = 10) -> None:
     """Grids of real patches and of every prior's samples side by side, one titled panel each."""
     across = 3
     down = -(-len(samples) // across)
-    figure, axes = plt.subplots(down, across, figsize=(3.1 * across, 3.3 * down), squeeze=False)
+    figure = Figure((3.1 * across, 3.3 * down))
+    axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (title, patches) in zip(axes.flat, samples.items(), strict=False):
@@ -69,7 +47,8 @@ def sample_figure(path: str | Path, samples: dict[str, np.ndarray], columns: int
 def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: str) -> None:
     """Truth, what the measurement alone says, and every method's estimate: one labelled row of patches each."""
     count = len(next(iter(rows.values())))
-    figure, axes = plt.subplots(len(rows), 1, figsize=(0.62 * count + 1.3, 0.62 * len(rows) + 0.4))
+    figure = Figure((0.62 * count + 1.3, 0.62 * len(rows) + 0.4))
+    axes = figure.subplots(len(rows), 1)
     for axis, (label, patches) in zip(axes, rows.items(), strict=True):
         axis.imshow(tile(patches, count), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_ylabel(label, rotation=0, ha="right", va="center")
@@ -95,7 +74,8 @@ def curve_figure(
     limits: tuple[float, float] | None = None,
 ) -> None:
     """Training curves against steps: one panel for each title, with the named columns of its table."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False)
+    figure = Figure((3.4 * len(panels), 2.8))
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, (table, columns)) in zip(axes.flat, panels.items(), strict=True):
         for column in columns:
             axis.plot(table["step"], table[column], label=column.replace("_", " "), linewidth=1.2)
@@ -126,7 +106,8 @@ def crossover_figure(
     Left `ranges` in dB with, dotted, the `floors` that they cannot pass, and `beside` them some rows of `others`;
     right all of these as differences to the first of `beside`, since they lie within few dB of each other.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+    figure = Figure((12, 4))
+    left, right = figure.subplots(1, 2)
     reference = beside[0]
     colours = matplotlib.colormaps["tab10"].colors
     for i, (name, values) in enumerate(ranges.iterrows()):
@@ -158,7 +139,8 @@ def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
     """
     groups = list(table.groupby(["prior", "problem"], sort=False))
     across = table.problem.nunique()
-    figure, axes = plt.subplots(-(-len(groups) // across), across, figsize=(3.3 * across, 0.87 * len(groups)))
+    figure = Figure((3.3 * across, 0.87 * len(groups)))
+    axes = figure.subplots(-(-len(groups) // across), across)
     for axis, ((prior, problem), rows) in zip(axes.flat, groups, strict=True):
         for solver, line in rows.sort_values("seconds").groupby("solver", sort=False):
             axis.plot(line.seconds, line.objective, marker="o", markersize=3, label=solver)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 
 from genprior import classical
 from genprior.images import dct_basis
@@ -25,6 +24,8 @@ def choose(
 
 def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """PCA of patches (N, n) as a generator with a standard normal code: mean (n,) and components (n, k)."""
+    from sklearn.decomposition import PCA  # a second to import
+
     pca = PCA(count, svd_solver="covariance_eigh").fit(patches)
     return pca.mean_, pca.components_.T * np.sqrt(pca.explained_variance_)
 

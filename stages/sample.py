@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor
 
+from genprior.images import save_grid
 from genprior.losses import kl_standard_normal
 from genprior.params import InputError, Sample, load_params
 from genprior.patches import draw_patches, load_splits, to_unit
-from genprior.pictures import save_grid
 from genprior.prior import Prior, load_prior
 from genprior.quality import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
 from genprior.stage import run, set_up, write_array, write_metrics
@@ -31,6 +31,7 @@ def draws(priors: dict[str, Prior], count: int, seed: int) -> dict[tuple[str, st
         if prior.has_residual:
             found[name, "relaxed"] = draw(prior, residual=True)
     raw = copy.deepcopy(priors["ae"])
+    raw.transport = None
     raw.code_mean.zero_()
     raw.code_factor.copy_(torch.eye(raw.latent_size))
     found["ae_raw", "range"] = draw(raw, residual=False)
@@ -120,15 +121,19 @@ def main() -> None:
         if constraint == "relaxed" and priors[method].is_variational:
             found.update(code_use(priors[method], held_out))
     write_metrics("metrics/sample.json", {"sample": values})
+
+    def picture(name: str, patches: Tensor) -> None:
+        save_grid(f"data/samples/{name}.png", patches.cpu().numpy())
+
     for (method, constraint), samples in drawn.items():
         if method in priors:
-            save_grid(f"data/samples/{method}_{constraint}_neighbours.png", with_neighbours(samples[:20], known, 4))
+            picture(f"{method}_{constraint}_neighbours", with_neighbours(samples[:20], known, 4))
         write_array(f"data/samples/{method}_{constraint}.npy", samples.squeeze(1).cpu().numpy())
-        save_grid(f"data/samples/{method}_{constraint}.png", samples[:100])
+        picture(f"{method}_{constraint}", samples[:100])
     for name, prior in priors.items():
-        save_grid(f"data/samples/{name}_interpolation.png", between(prior, 8, 10, params.seed))
-        save_grid(f"data/samples/{name}_traversal.png", along(prior, 8, 10))
-    save_grid("data/samples/real.png", real[:100])
+        picture(f"{name}_interpolation", between(prior, 8, 10, params.seed))
+        picture(f"{name}_traversal", along(prior, 8, 10))
+    picture("real", real[:100])
     write_array("data/samples/real.npy", real.squeeze(1).cpu().numpy())
 
 

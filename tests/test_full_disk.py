@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from genprior.pictures import curve_figure, save_grid
+from genprior.images import save_grid
+from genprior.pictures import curve_figure
 from genprior.prior import Prior, save_prior
 from genprior.stage import run, write_array, write_csv, write_metrics
 from genprior.training import Checkpoint, resumable

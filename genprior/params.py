@@ -34,6 +34,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
 Size = Annotated[int, Field(gt=0, le=16_384)]
+Components = Annotated[int, Field(gt=0, le=200)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Hidden = Annotated[list[Size], Field(min_length=1, max_length=16)]
 File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4000)]
@@ -130,7 +131,7 @@ class Residual(_Training):
 
 
 class TrainAE(_Training):
-    pass
+    code_components: Components
 
 
 class TrainVAE(_Training):

@@ -5,22 +5,26 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from genprior.classical import fit_gaussian_prior
 from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
 from genprior.networks import Coefficients, Decoder, Encoder, with_columns
-from genprior.params import MOST_PIXELS, Activation, Hidden, InputError, Pair, Settings, Size, check
+from genprior.params import MOST_PIXELS, Activation, Components, Hidden, InputError, Pair, Settings, Size, check
 from genprior.stage import whole_file
+from genprior.transport import MixtureTransport
 
 
 class Prior(nn.Module):
     """x | z ~ N(G(z), U diag(v(z)) Uᵀ) with z ~ N(0, I): one footing for autoencoder, VAE and GAN.
 
-    The network's code is `code_mean + code_factor z`: the identity for VAE and GAN, the density fitted to its codes
-    for an autoencoder. v is None for a prior without a residual model: its images are the range of G alone.
+    The network's code is `code_mean + code_factor T(z)`: z itself for VAE and GAN, the density fitted to its codes for
+    an autoencoder, one Gaussian (T(z) = z) or a mixture of so many `components` (`MixtureTransport`). v is None for a
+    prior without a residual model: its images are the range of G alone.
 
     U is the DCT, or the identity where v is the pixels' variance.
 
@@ -36,6 +40,7 @@ class Prior(nn.Module):
         activation: str,
         noise: str | None = None,
         encoder: str = "none",
+        components: int = 1,
     ):
         super().__init__()
         self.config = {
@@ -45,6 +50,7 @@ class Prior(nn.Module):
             "activation": activation,
             "noise": noise,
             "encoder": encoder,
+            "components": components,
         }
         self.shape, self.latent_size = tuple(shape), latent_size
         self.coefficients = Coefficients(shape)
@@ -54,6 +60,7 @@ class Prior(nn.Module):
         self.decoder = Decoder(self.coefficients, latent_size, hidden, activation, noise)
         self.register_buffer("code_mean", torch.zeros(latent_size))
         self.register_buffer("code_factor", torch.eye(latent_size))
+        self.transport = MixtureTransport(components, latent_size) if components > 1 else None
 
     @property
     def has_residual(self) -> bool:
@@ -73,7 +80,16 @@ class Prior(nn.Module):
 
     def code(self, z: Tensor) -> Tensor:
         """The network's code of a standard normal latent: (N, k) -> (N, k)."""
-        return self.code_mean + z @ self.code_factor.T
+        standard = z if self.transport is None else self.transport(z)
+        return self.code_mean + standard @ self.code_factor.T
+
+    def code_with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`code` and its Jacobian, (N, k, k), or (k, k) where it is the same for all."""
+        if self.transport is None:
+            return self.code(z), self.code_factor
+        standard = self.transport(z)
+        columns = self.code_factor @ self.transport.jacobian(standard)
+        return self.code_mean + standard @ self.code_factor.T, columns
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
@@ -83,9 +99,9 @@ class Prior(nn.Module):
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`moments` and their Jacobians: two (N, n), then two (N, n, k)."""
-        code = self.code(z)
-        mean, mean_columns = self.decoder.forward_with_columns(code, self.code_factor)
-        variance, variance_columns = self.decoder.variance_with_columns(code, self.code_factor)
+        code, columns = self.code_with_columns(z)
+        mean, mean_columns = self.decoder.forward_with_columns(code, columns)
+        variance, variance_columns = self.decoder.variance_with_columns(code, columns)
         mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
         if self.decoder.by_pixel:
             mean, mean_columns = mean @ self.coefficients.basis.T, self.coefficients.basis @ mean_columns
@@ -103,11 +119,18 @@ class Prior(nn.Module):
         """The encoder's (mean) code of patches, as standard normal latent: (N, 1, h, w) -> (N, k)."""
         code = self.encoder(x)
         code = code[0] if isinstance(code, tuple) else code
+        standard = self._standardised(code)
+        return standard if self.transport is None else self.transport.inverse(standard)
+
+    def _standardised(self, code: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.code_factor, (code - self.code_mean).T, upper=False).T
 
     @torch.no_grad()
-    def fit_codes(self, x: Tensor) -> None:
-        """Fit a Gaussian to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I)."""
+    def fit_codes(self, x: Tensor, seed: int = 0) -> None:
+        """Fit its density to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I).
+
+        seed: of the mixture's start, where there is one.
+        """
         codes = self.encoder(x)
         if not codes.isfinite().all():
             raise InputError("the codes came out as no finite numbers: training diverged; a smaller lr would be right")
@@ -116,6 +139,15 @@ class Prior(nn.Module):
         covariance = torch.cov(codes.T).reshape(self.latent_size, self.latent_size)
         ridge = 1e-6 * covariance.diagonal().mean().clamp_min(1e-6)
         self.code_factor.copy_(torch.linalg.cholesky(covariance + ridge * torch.eye(self.latent_size, device=x.device)))
+        if self.transport is not None:
+            count = len(self.transport.mean)
+            if len(codes) < count:
+                raise InputError(f"{len(codes)} training patches are too few for train_ae.code_components = {count}")
+            standard = self._standardised(codes).double().cpu().numpy()
+            found = fit_gaussian_prior(standard, np.eye(self.latent_size), count, 100, seed)
+            self.transport.log_weight.copy_(torch.from_numpy(found.weight).log())
+            self.transport.mean.copy_(torch.from_numpy(found.mean))
+            self.transport.factor.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariance)))
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, residual: bool) -> Tensor:
@@ -147,9 +179,9 @@ class Observed(nn.Module):
 
     def with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """K G(z) and its Jacobian: (N, m) and (N, m, k)."""
-        code, factor = self.prior.code(z), self.prior.code_factor
-        predicted, columns = with_columns(self.network, code, factor)
-        return predicted + code @ self.linear.T, columns + self.linear @ factor
+        code, code_columns = self.prior.code_with_columns(z)
+        predicted, columns = with_columns(self.network, code, code_columns)
+        return predicted + code @ self.linear.T, columns + self.linear @ code_columns
 
 
 def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -187,6 +219,7 @@ class _Config(Settings):
     activation: Activation
     noise: Literal["constant", "dct", "pixel"] | None
     encoder: Literal["none", "plain", "variational"]
+    components: Components = 1
 
 
 def load_prior(

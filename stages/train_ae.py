@@ -27,7 +27,13 @@ def train(
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Prior, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
-    prior = Prior(patches.shape[2:], **network.model_dump(), noise="dct", encoder="plain")
+    prior = Prior(
+        patches.shape[2:],
+        **network.model_dump(),
+        noise="dct",
+        encoder="plain",
+        components=settings.code_components,
+    )
     prior.coefficients.fit(to_unit(patches.cpu()))
     prior.to(patches.device)
     optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
@@ -48,7 +54,7 @@ def train(
                 error = reconstruction_error(prior, x_validation)
             rows.append({"step": step + 1, "train_mse": loss.item(), "validation_mse": error.item()})
             bar.set_postfix(mse=f"{loss.item():.5f}")
-    prior.fit_codes(to_unit(patches))
+    prior.fit_codes(to_unit(patches), seed)
     return prior, pd.DataFrame(rows)
 
 

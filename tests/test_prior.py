@@ -1,4 +1,5 @@
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import save_file
 
@@ -10,9 +11,9 @@ from genprior.patches import to_unit
 from genprior.prior import Prior, load_prior, save_prior
 
 
-def build(noise=None, encoder="none"):
+def build(noise=None, encoder="none", components=1):
     torch.manual_seed(0)
-    return Prior((8, 8), 3, [16, 12], "silu", noise, encoder)
+    return Prior((8, 8), 3, [16, 12], "silu", noise, encoder, components)
 
 
 def test_coefficients_standardise_and_invert(patches):
@@ -25,10 +26,11 @@ def test_coefficients_standardise_and_invert(patches):
 
 
 @pytest.mark.parametrize(
-    ("noise", "encoder"), [(None, "plain"), ("constant", "variational"), ("dct", "none"), ("pixel", "none")]
+    ("noise", "encoder", "components"),
+    [(None, "plain", 1), ("constant", "variational", 1), ("dct", "none", 1), ("pixel", "none", 1), ("dct", "plain", 3)],
 )
-def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder):
-    prior = build(noise, encoder)
+def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, components):
+    prior = build(noise, encoder, components)
     prior.coefficients.fit(to_unit(patches))
     if encoder == "plain":
         prior.fit_codes(to_unit(patches))
@@ -82,6 +84,28 @@ def test_fitted_codes_are_standard_normal_in_mean_and_covariance(patches):
     torch.testing.assert_close(prior.decode(z), prior.coefficients.synthesise(prior.decoder(prior.encoder(x))))
 
 
+def test_codes_of_two_kinds_become_standard_normal_under_a_mixture(patches):
+    # flat patches, dark or bright, and textured ones: one Gaussian leaves such codes bunched
+    prior = build(encoder="plain", components=6).double()
+    x = to_unit(patches).double()
+    x = torch.cat([x, 0.02 * x + 0.1, 0.02 * x + 0.9])
+    prior.coefficients.fit(x)
+    prior.fit_codes(x)
+    z = prior.encode(x)
+    torch.testing.assert_close(prior.decode(z), prior.coefficients.synthesise(prior.decoder(prior.encoder(x))))
+    bunched = build(encoder="plain").double()
+    bunched.load_state_dict(prior.state_dict(), strict=False)
+    distance, alone = (
+        scipy.stats.kstest(codes.detach().flatten(), "norm").statistic for codes in (z, bunched.encode(x))
+    )
+    assert distance < alone / 2
+
+
+def test_more_components_than_patches_are_refused(patches):
+    with pytest.raises(InputError, match=r"train_ae\.code_components = 9"):
+        build(encoder="plain", components=9).fit_codes(to_unit(patches[:5]))
+
+
 def test_codes_that_never_move_can_still_be_fitted(patches):
     prior = build(encoder="plain")
     x = to_unit(patches[:1]).expand(10, -1, -1, -1)
@@ -105,9 +129,9 @@ def test_samples_have_the_moments_that_the_prior_states(patches, noise):
     torch.testing.assert_close(still[0], still[1])
 
 
-@pytest.mark.parametrize("noise", ["constant", "dct", "pixel"])
-def test_own_derivatives_are_forward_modes(patches, noise):
-    prior = build(noise, encoder="plain").double()
+@pytest.mark.parametrize(("noise", "components"), [("constant", 1), ("dct", 1), ("pixel", 1), ("dct", 3)])
+def test_own_derivatives_are_forward_modes(patches, noise, components):
+    prior = build(noise, "plain", components).double()
     x = to_unit(patches).double()
     prior.coefficients.fit(x)
     prior.fit_codes(x)

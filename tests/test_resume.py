@@ -44,7 +44,7 @@ class Dying(Checkpoint):
 def autoencoder(patches, checkpoint):
     """The stage's two trainings, one after the other."""
     prior, curve = train_ae.train(
-        patches, patches, NETWORK, TrainAE(steps=STEPS, batch_size=32, lr=0.01), 0, checkpoint
+        patches, patches, NETWORK, TrainAE(steps=STEPS, batch_size=32, lr=0.01, code_components=1), 0, checkpoint
     )
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
     settings = Residual(steps=STEPS, batch_size=32, lr=0.01)

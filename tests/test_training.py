@@ -67,7 +67,7 @@ def test_file_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize("batch_size", [128, None])
 def test_autoencoder_comes_near_pca(patches, batch_size):
     torch.manual_seed(0)
-    settings = TrainAE(steps=400, batch_size=batch_size, lr=0.005)
+    settings = TrainAE(steps=400, batch_size=batch_size, lr=0.005, code_components=1)
     prior, curve = train_ae.train(patches, patches, NETWORK, settings, 0)
     prior.requires_grad_(False)
     x = to_unit(patches)
@@ -81,14 +81,16 @@ def test_autoencoder_comes_near_pca(patches, batch_size):
 @pytest.mark.parametrize("noise", ["fixed", "learned", "pixel", "dct"])
 def test_vae_learns(patches, noise):
     torch.manual_seed(0)
-    prior, curve = train_vae.train(patches, patches, NETWORK, vae_settings(noise=noise), 0)
+    start = 0.2 if noise == "learned" else 0.1
+    prior, curve = train_vae.train(patches, patches, NETWORK, vae_settings(noise=noise, sigma=start), 0)
     assert curve.validation_elbo.iloc[-1] > curve.validation_elbo.iloc[0] + 0.3
     sigma = prior.moments(torch.zeros(1, 4))[1].sqrt()
     if noise == "fixed":
         torch.testing.assert_close(sigma, torch.full((1, 64), 0.1))
     elif noise == "learned":
         assert sigma.std() < 1e-6
-        assert abs(sigma[0, 0].item() - 0.1) > 0.01
+        # on its way to the errors' root mean square, the best of one width; Adam moves it by no more than lr a step
+        assert curve.validation_mse.iloc[-1] ** 0.5 < sigma[0, 0].item() < start - 0.02
 
 
 def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
@@ -150,7 +152,9 @@ def test_chapters_games_begin_at_their_known_value(patches, loss, penalty):
 def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     """v(z) comes near the squared residuals at the codes of patches, and beats one variance for each coefficient."""
     torch.manual_seed(0)
-    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005), 0)
+    prior, _ = train_ae.train(
+        patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005, code_components=1), 0
+    )
     before = {name: tensor.clone() for name, tensor in prior.decoder.state_dict().items()}
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
     curve = fit_residual(prior, encoder, patches, Residual(steps=600, batch_size=128, lr=0.005), 0)
@@ -244,7 +248,9 @@ def test_curvature_penalty_straightens_the_generator(patches):
 def test_collapse_is_told_from_a_spread(patches):
     real = to_unit(patches[:300])
     torch.manual_seed(0)
-    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=200, batch_size=128, lr=0.005), 0)
+    prior, _ = train_ae.train(
+        patches, patches, NETWORK, TrainAE(steps=200, batch_size=128, lr=0.005, code_components=1), 0
+    )
     spread = train_gan.collapse(prior, real, 0)
     prior.code_factor.mul_(1e-3)  # every sample alike
     collapsed = train_gan.collapse(prior, real, 0)

@@ -1,0 +1,141 @@
+"""A Gaussian mixture as a function of a standard normal code, so that a prior over codes may have many parts."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.special import ndtri
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+class MixtureTransport(nn.Module):
+    """T: z ~ N(0, I) -> t ~ Σ_j w_j N(μ_j, L_j L_jᵀ), code by code: t_i = F_i⁻¹(Φ(z_i) | t_1, ..., t_{i-1}).
+
+    F_i is the mixture's conditional distribution, Φ the normal one. T is exact, increasing in each code, and its
+    Jacobian lower triangular; one component gives t = μ + L z. The Knothe-Rosenblatt map: Rosenblatt 1952; Villani
+    2009, chapter 1.
+
+    log_weight: (J,); mean: (J, k); factor: L, lower with a positive diagonal, (J, k, k).
+    """
+
+    def __init__(self, components: int, k: int):
+        super().__init__()
+        self.register_buffer("log_weight", torch.zeros(components))
+        self.register_buffer("mean", torch.zeros(components, k))
+        self.register_buffer("factor", torch.eye(k).repeat(components, 1, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """T(z): (N, k) -> (N, k)."""
+        return _Transported.apply(z, self)
+
+    def solve(self, z: Tensor) -> Tensor:
+        """T(z) without derivatives, which `jacobian` gives."""
+        log_share = self.log_weight.expand(len(z), -1)
+        white, codes = [], []  # L_j⁻¹(t - μ_j) and t so far
+        for i in range(z.shape[1]):
+            centre = self.mean[:, i].expand(len(z), -1)
+            if i:
+                centre = centre + torch.einsum("jl,njl->nj", self.factor[:, i, :i], torch.stack(white, 2))
+            width = self.factor[:, i, i]
+            codes.append(_quantile(log_share.softmax(1), centre, width, z[:, i]))
+            white.append((codes[-1][:, None] - centre) / width)
+            log_share = log_share - 0.5 * white[-1].square() - width.log()
+        return torch.stack(codes, 1)
+
+    def _conditionals(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """L_j⁻¹(t - μ_j), the share π_ij of each component in each F_i, both (N, J, k), and L_j⁻¹ (J, k, k)."""
+        identity = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+        inverse = torch.linalg.solve_triangular(self.factor, identity.expand_as(self.factor), upper=False)
+        u = torch.einsum("jil,njl->nji", inverse, t[:, None] - self.mean)
+        log_density = -0.5 * u.square() - self.factor.diagonal(dim1=1, dim2=2).log()
+        before = log_density.cumsum(2) - log_density  # of the codes before the i-th
+        return u, (self.log_weight[:, None] + before).softmax(1), inverse
+
+    def inverse(self, t: Tensor) -> Tensor:
+        """z = T⁻¹(t), in closed form: z_i = Φ⁻¹(F_i(t_i | t_1, ..., t_{i-1})), (N, k) -> (N, k)."""
+        u, share, _ = self._conditionals(t)
+        return _normal_score(share, u)
+
+    def jacobian(self, t: Tensor) -> Tensor:
+        """∂t/∂z at t = T(z), the inverse of ∂z/∂t, which is in closed form: (N, k) -> (N, k, k), lower triangular."""
+        u, share, inverse = self._conditionals(t)
+        z = _normal_score(share, u)[:, None]
+        density = share * (0.5 * (z.square() - u.square())).exp()  # π_ij φ(u_ij) / φ(z_i)
+        # F_i changes with the shares too; Σ_j ∂π_ij = 0 lets the smaller tail stand for both
+        side = torch.where(z < 0, 1.0, -1.0)
+        tail = side * share * _normal_tail(-side * u) * (0.5 * (z.square() + LOG_2_PI)).exp()
+        pull = (tail - share * tail.sum(1, keepdim=True)).mT  # of each log π_ij, (N, k, J)
+        place = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+        earlier = torch.ones_like(place).tril(-1)
+        rows = -pull[..., None] * u[:, None] * earlier[:, None] + density.mT[..., None] * place[:, None]  # (N, k, J, k)
+        change = rows.flatten(2) @ inverse.flatten(0, 1)
+        return torch.linalg.solve_triangular(change, place.expand_as(change), upper=False)
+
+
+class _Transported(torch.autograd.Function):
+    """T(z), differentiated by its Jacobian and not through the steps of its solver."""
+
+    @staticmethod
+    def forward(z: Tensor, transport: MixtureTransport) -> Tensor:
+        return transport.solve(z)
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        ctx.transport = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        jacobian = ctx.transport.jacobian(*ctx.saved_tensors)
+        return torch.einsum("nij,ni->nj", jacobian, gradient), None
+
+    @staticmethod
+    def jvp(ctx: torch.autograd.function.FunctionCtx, tangent: Tensor, _: None) -> Tensor:
+        return torch.einsum("nij,nj->ni", ctx.transport.jacobian(*ctx.saved_tensors), tangent)
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple, z: Tensor, transport: MixtureTransport) -> tuple[Tensor, int | None]:
+        if in_dims[0] is None:  # many directions at the same codes
+            return _Transported.apply(z, transport), None
+        z = z.movedim(in_dims[0], 0)
+        return _Transported.apply(z.flatten(0, 1), transport).unflatten(0, z.shape[:2]), 0
+
+
+def _normal_score(share: Tensor, u: Tensor) -> Tensor:
+    """Φ⁻¹(Σ_j π_j Φ(u_j)) over axis 1, from the smaller tail, so that it does not round to 1."""
+    below, above = (share * _normal_tail(-u)).sum(1), (share * _normal_tail(u)).sum(1)
+    score = ndtri(torch.minimum(below, above))
+    return torch.where(below < above, score, -score)
+
+
+def _quantile(share: Tensor, centre: Tensor, width: Tensor, z: Tensor, most: int = 60) -> Tensor:
+    """t with Σ_j π_j Φ((t - c_j) / s_j) = Φ(z): shares and centres (N, J), widths (J,), z (N,) -> (N,).
+
+    Newton's method on Φ⁻¹ of both sides, which is nearly linear; a step out of the bracket is replaced by its middle.
+    """
+    ends = centre + width * z[:, None]  # each component's own answer: the mixture's lies between
+    low, high = ends.min(1).values, ends.max(1).values
+    found, todo = (share * ends).sum(1), torch.arange(len(z), device=z.device)
+    fine = 4 * torch.finfo(z.dtype).eps
+    for _ in range(most):
+        t = found[todo]
+        u = (t[:, None] - centre[todo]) / width
+        error = _normal_score(share[todo], u) - z[todo]
+        slope = (share[todo] * (0.5 * ((error + z[todo]).square()[:, None] - u.square())).exp()) @ (1 / width)
+        low[todo], high[todo] = torch.where(error < 0, t, low[todo]), torch.where(error > 0, t, high[todo])
+        step = t - error / slope
+        inside = (step >= low[todo]) & (step <= high[todo])  # false for NaN, of a slope of 0
+        step = torch.where(inside, step, (low[todo] + high[todo]) / 2)
+        going = (error.abs() > fine) & ((step - t).abs() > fine * (1 + t.abs()))
+        todo = todo[going]
+        if len(todo) == 0:
+            break
+        found[todo] = step[going]
+    return found
+
+
+def _normal_tail(u: Tensor) -> Tensor:
+    """1 - Φ(u), small without rounding, as torch.special.ndtr's is not."""
+    return 0.5 * torch.erfc(u / 2**0.5)

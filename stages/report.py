@@ -228,6 +228,17 @@ def fewer_measurements(curves: pd.DataFrame, reference: str) -> pd.DataFrame:
     return ratio.drop(index=reference).rename_axis("times fewer")
 
 
+def weightings(vae: Metrics) -> pd.DataFrame:
+    """What the VAE's default weighting and the chapter's make of held-out patches, of metrics/train_vae.json."""
+    measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
+    blocks = {"default": (), "the chapter's": ("chapter",)}
+    found = {
+        title: {column: vae["train_vae", *block, key] for column, key in measured.items()}
+        for title, block in blocks.items()
+    }
+    return pd.DataFrame(found).T.rename_axis("weighting")
+
+
 def trained(params: Params) -> list[str]:
     """What training itself measured on held-out patches: residual models, and the chapter's weighting of the VAE."""
     residual = pd.DataFrame(
@@ -242,13 +253,6 @@ def trained(params: Params) -> list[str]:
     ).T.rename_axis("residuals")
     vae = Metrics("train_vae")
     sigma = vae["train_vae", "chapter", "sigma"]
-    measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
-    weighting = pd.DataFrame(
-        {
-            title: {column: vae["train_vae", *block, key] for column, key in measured.items()}
-            for title, block in (("default", ()), ("the chapter's", ("chapter",)))
-        }
-    ).T.rename_axis("weighting")
     return [
         "Posterior collapse: the chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder "
         f"with σ = {sigma:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
@@ -256,7 +260,7 @@ def trained(params: Params) -> list[str]:
         "back onto the prior, and the rest tell the mean and the coarsest shape. The default's codes say more, and "
         "something else: with v(z) they tell which contrasts and textures to expect, and leave the mean to y, so that "
         "its G(E(x)) alone is no reconstruction:",
-        markdown(weighting, 2),
+        markdown(weightings(vae), 2),
         "![KL of the VAE and of the chapter's weighting against steps](posterior_collapse.png)",
         "Residual models: log-likelihood of held-out patches' residuals x - G(E(x)) in nats per pixel, under v(z) and "
         "under one full covariance for all patches:",
@@ -345,7 +349,8 @@ def write_page(
         "## What the priors know",
         "log p(x) of held-out patches in nats per pixel and its standard error over patches; for the learned priors "
         "the error of the Monte Carlo estimate, and the median effective sample size of the fitted proposals as a "
-        "share of the samples, 1 at most. That error knows nothing of modes that no sample found, which the GAN has:",
+        "share of the samples, 1 at most. That error knows nothing of modes that no sample found, so it is too small, "
+        "most of all for the GAN:",
         markdown(
             by_method(
                 table, "likelihood", ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]

@@ -5,6 +5,7 @@ It is made from what stands in Git, dvc.lock, metrics/ and data/report/; the sam
 
 import argparse
 import base64
+import hashlib
 import io
 import json
 import math
@@ -19,7 +20,18 @@ from ruamel.yaml import YAML, YAMLError  # reads 1e-05 as the number that DVC me
 
 from genprior.params import InputError
 from genprior.stage import run, write_text
-from stages.report import NAMES, PRIORS, TARGET, by_method, crossover, fewer_measurements, label, wide
+from stages.report import (
+    NAMES,
+    PRIORS,
+    TARGET,
+    Metrics,
+    by_method,
+    crossover,
+    fewer_measurements,
+    label,
+    weightings,
+    wide,
+)
 
 KINDS = {"range": "confined", "relaxed": "residual", "mean": "residual", "none": "classical"}  # by constraint
 WORDS = {
@@ -48,6 +60,7 @@ def main() -> None:
 def render() -> str:
     """The page; InputError names a file that is missing or damaged."""
     stages = read_stages()
+    check_recorded(stages)
     settings = stages["report"]["parameters"]
     problems, counts = list(settings["problems"]), settings["crossover"]["measurements"]
     table = read_table([*problems, *(f"m_{m}" for m in counts)])
@@ -58,19 +71,20 @@ def render() -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    patches, chapter = (read_metrics(name) for name in ("patches", "chapter"))
     environment.filters["words"] = lambda name: WORDS.get(name, str(name).replace("_", " "))
     return environment.get_template("page.html.j2").render(
         stages=stages,
         settings=settings,
-        patches=read_metrics("patches"),
+        patches=patches,
         priors={name: NAMES[name] for name in PRIORS},
         lasso=LASSO,
         picture=picture,
         leaves=leaves,
-        tables=tables(table, problems, counts) | {"weightings": weightings(read_metrics("train_vae"))},
+        tables=tables(table, problems, counts) | {"weightings": cells(weightings(Metrics("train_vae")), 2)},
         rankings={problem: ranking(table, problem) for problem in problems},
         sweep=sweep(table, counts),
-        chapter=leaves(read_metrics("chapter")),
+        chapter=leaves(chapter),
     )
 
 
@@ -104,6 +118,13 @@ def read_stages() -> dict[str, dict]:
     if lacking := {"problems", "crossover"} - set(stages["report"]["parameters"]):
         raise InputError(f"dvc.lock: stage report has no {min(lacking)} among its params; `make repro` writes it anew")
     return stages
+
+
+def check_recorded(stages: dict[str, dict]) -> None:
+    """InputError where a metrics file is not the one of dvc.lock: its parameters and numbers would be of two runs."""
+    for path, md5 in (output for stage in stages.values() for output in stage["outputs"].items()):
+        if path.startswith("metrics/") and read(path, lambda content: hashlib.md5(content).hexdigest()) != md5:
+            raise InputError(f"{path}: not what dvc.lock has of it; `make repro` brings them together")
 
 
 def read_metrics(name: str) -> dict:
@@ -195,13 +216,6 @@ def intervals(table: pd.DataFrame, measure: str, problems: list[str]) -> pd.Data
     """Shares of pixels within their credible interval, of held-out patches and of the prior's own draws."""
     own = wide(table, f"in_range_{measure}", problems)
     return pd.concat([wide(table, measure, problems), own.rename(index=lambda name: f"{name}, own draws")])
-
-
-def weightings(vae: dict) -> dict:
-    """What the VAE's default weighting and the chapter's make of held-out patches."""
-    measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
-    found = {"default": vae, "the chapter's": vae["chapter"]}
-    return cells(pd.DataFrame({n: {c: v[k] for c, k in measured.items()} for n, v in found.items()}).T, 2)
 
 
 def cells(frame: pd.DataFrame, digits: int | list[int], score: pd.DataFrame | None = None) -> dict:

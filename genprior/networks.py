@@ -80,22 +80,25 @@ class Coefficients(nn.Module):
 class Encoder(nn.Module):
     """E: patches (N, 1, h, w) -> code (N, k), or its mean and log-variance where `variational`.
 
-    asinh tames the heavy tails of standardised coefficients; a linear path beside the network holds PCA.
+    asinh tames the heavy tails of standardised coefficients, and their magnitudes stand beside them: what a code tells
+    of contrast and texture is even in every coefficient. A linear path beside the network holds PCA.
     """
 
     def __init__(
         self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, variational: bool
     ):
         super().__init__()
+        n = len(coefficients.mean)
         self.coefficients = coefficients
-        self.body = nn.Sequential(*mlp([len(coefficients.mean), *hidden], activation), ACTIVATIONS[activation]())
+        self.body = nn.Sequential(*mlp([2 * n, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], latent_size)
-        self.linear = nn.Linear(len(coefficients.mean), latent_size, bias=False)
+        self.linear = nn.Linear(n, latent_size, bias=False)
         self.log_variance = nn.Linear(hidden[-1], latent_size) if variational else None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         c = self.coefficients.analyse(x)
-        features = self.body(torch.asinh(c))
+        tamed = torch.asinh(c)
+        features = self.body(torch.cat([tamed, tamed.abs()], 1))
         mean = self.mean(features) + self.linear(c)
         if self.log_variance is None:
             return mean

@@ -16,6 +16,8 @@ from genprior.stage import read_array, run, write_csv, write_text
 
 TARGET = Path("data/report")
 PRIORS = ("ae", "vae", "gan")
+RANGES = ("ae_range", "vae_range", "gan_range")
+WALKED = ("ae_range", "vae_range", "vae_relaxed", "gan_range")  # whose images from code to code are shown
 CONSTRAINTS = ("none", "range", "relaxed", "mean")  # in the order of the tables
 NAMES = {
     "ae": "autoencoder",
@@ -309,8 +311,9 @@ def write_page(
         "How many of the k codes a variational encoder uses for held-out patches (variance of its mean above 0.01; "
         "none: posterior collapse), and its KL from N(0, I); for the GAN the encoder of its residual model:",
         markdown(by_method(table, "samples", ["active_codes", "kl_nats"]).dropna(), 2),
-        "From one random code to another along a great circle, and along the eight codes that move G most, from -2.5 "
-        "to 2.5 (autoencoder, VAE, GAN):",
+        "From one random code to another along a great circle, and along the eight codes that move images most, from "
+        "-2.5 to 2.5: G(z) of the autoencoder and of the VAE; the VAE with one draw of what v(z) adds, the same for "
+        "all codes; G(z) of the GAN:",
         "![From code to code](interpolation.png)",
         "![Along single codes](traversal.png)",
         "A sample in the first and sixth column, each before its four nearest training patches:",
@@ -432,9 +435,8 @@ def main() -> None:
         {f"VAE, {n}: KL, nats per patch": (t, ["train_kl", "validation_kl"]) for n, t in weightings.items()},
         (0, 1.05 * weightings["default"]["validation_kl"].max()),
     )
-    for kind in ("interpolation", "traversal", "neighbours"):
-        infix = "_range" if kind == "neighbours" else ""
-        pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{n}{infix}_{kind}.png" for n in PRIORS])
+    for kind, panels_of in (("interpolation", WALKED), ("traversal", WALKED), ("neighbours", RANGES)):
+        pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{name}_{kind}.png" for name in panels_of])
     pictures.curve_figure(TARGET / "curves.png", panels)
     compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed", "range"])]
     compared = wide(compared, "psnr_db", problems).T

@@ -78,19 +78,31 @@ def code_use(prior: Prior, x: Tensor) -> dict[str, float]:
     }
 
 
-def between(prior: Prior, pairs: int, columns: int, seed: int) -> Tensor:
-    """G along great circles between random codes, where the prior's codes are: (pairs · columns, 1, h, w)."""
+def images(prior: Prior, z: Tensor, residual: bool, seed: int) -> Tensor:
+    """G(z), and where `residual` v(z)^½ times one standard normal draw, the same for all codes: (N, 1, h, w).
+
+    What a decoder leaves to v(z) shows in the second alone.
+    """
+    mean, variance = prior.moments(z)
+    if residual:
+        draw = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(seed))
+        mean = mean + variance.sqrt() * draw.to(mean.device)
+    return (mean @ prior.basis.T).reshape(-1, 1, *prior.shape)
+
+
+def between(prior: Prior, pairs: int, columns: int, residual: bool, seed: int) -> Tensor:
+    """Images along great circles between random codes, where the prior's codes are: (pairs · columns, 1, h, w)."""
     ends = torch.randn(2, pairs, prior.latent_size, generator=torch.Generator().manual_seed(seed))
     angle = torch.linspace(0, torch.pi / 2, columns)[:, None, None]
     z = angle.cos() * ends[0] + angle.sin() * ends[1]
-    return prior.decode(z.transpose(0, 1).flatten(0, 1).to(prior.code_mean))
+    return images(prior, z.transpose(0, 1).flatten(0, 1).to(prior.code_mean), residual, seed)
 
 
-def along(prior: Prior, rows: int, columns: int) -> Tensor:
-    """G along the `rows` codes that move it most, from -2.5 to 2.5 around z = 0: (rows · columns, 1, h, w)."""
+def along(prior: Prior, rows: int, columns: int, residual: bool, seed: int) -> Tensor:
+    """Images along the `rows` codes that move them most, from -2.5 to 2.5 around z = 0: (rows · columns, 1, h, w)."""
     k = prior.latent_size
     steps = torch.linspace(-2.5, 2.5, columns)[None, :, None] * torch.eye(k)[:, None]  # (k, columns, k)
-    x = prior.decode(steps.flatten(0, 1).to(prior.code_mean)).unflatten(0, (k, columns))
+    x = images(prior, steps.flatten(0, 1).to(prior.code_mean), residual, seed).unflatten(0, (k, columns))
     strongest = x.var(1).flatten(1).sum(1).argsort(descending=True)[:rows]
     return x[strongest].flatten(0, 1)
 
@@ -131,8 +143,10 @@ def main() -> None:
         write_array(f"data/samples/{method}_{constraint}.npy", samples.squeeze(1).cpu().numpy())
         picture(f"{method}_{constraint}", samples[:100])
     for name, prior in priors.items():
-        picture(f"{name}_interpolation", between(prior, 8, 10, params.seed))
-        picture(f"{name}_traversal", along(prior, 8, 10))
+        for residual in (False, True) if prior.has_residual else (False,):
+            constraint = "relaxed" if residual else "range"
+            picture(f"{name}_{constraint}_interpolation", between(prior, 8, 10, residual, params.seed))
+            picture(f"{name}_{constraint}_traversal", along(prior, 8, 10, residual, params.seed))
     picture("real", real[:100])
     write_array("data/samples/real.npy", real.squeeze(1).cpu().numpy())
 

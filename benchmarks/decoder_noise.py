@@ -1,6 +1,6 @@
 """The VAE's decoder noise on equal terms: the chapter's weighting, a fixed or learned σ, v(z) per pixel or in the DCT.
 
-    python -m benchmarks.decoder_noise            # after `dvc repro extract_patches`; about ten minutes on 2 cores
+    python -m benchmarks.decoder_noise            # after `dvc repro extract_patches`; about six minutes on 2 cores
     python -m benchmarks.decoder_noise --quick    # 30 steps, 8 patches: whether it runs
 
 The same network, data, seed and half the pipeline's steps for all. Held-out log p(x) and its ELBO in nats per pixel,
@@ -71,8 +71,8 @@ def main() -> None:
             "Written by `python -m benchmarks.decoder_noise`; see its docstring for what is measured.",
             f"```\n{table.to_string()}\n```",
             f"The chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder with σ = "
-            f"{implied:.2f} for images in [0, 1] (σ² = n β / 2k): to such noise nothing that a code could say is worth "
-            "its nats, so the posterior collapses onto the prior.",
+            f"{implied:.2f} for images in [0, 1] (σ² = n β / 2k): to such noise little that a code could say is worth "
+            "its nats, so most codes collapse onto the prior.",
         ]
         write_text("benchmarks/decoder_noise.md", "\n\n".join(parts) + "\n")
 

@@ -337,7 +337,7 @@ class Params(Settings):
         single = [n, *self.train_discriminative.hidden, 2 * n]
         settings, baselines = self.evaluate, self.baselines
         restored = min(settings.patches, self.extract_patches.max_patches)
-        posterior = max(min(settings.posterior_patches, restored), settings.likelihood_patches)
+        posterior = max(min(settings.posterior_patches, restored), 4 * settings.likelihood_patches)
         batches = [
             (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or self.extract_patches.max_patches))
             for name, extra in (("residual", []), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
@@ -349,6 +349,7 @@ class Params(Settings):
             ("train_discriminative.hidden", weights(single)),
             ("network.latent_size", 64 * k * max(n, *self.network.hidden)),  # Jacobians
             *batches,
+            ("train_ae.code_components", 8 * k**2 * self.train_ae.code_components),
             ("train_discriminative.batch_size", 4 * sum(single) * self.train_discriminative.batch_size),
             ("evaluate.patches", restored * max(n * len(self.problems), 4096)),
             ("evaluate.range.starts", settings.range.starts * restored * k**2),

@@ -59,6 +59,10 @@ class MixtureTransport(nn.Module):
 
     def jacobian(self, t: Tensor) -> Tensor:
         """∂t/∂z at t = T(z), the inverse of ∂z/∂t, which is in closed form: (N, k) -> (N, k, k), lower triangular."""
+        at_once = max(1, 2**22 // self.factor.numel())  # 16 MB of temporaries: they stay in the cache
+        return torch.cat([self._jacobian(part) for part in t.split(at_once)])
+
+    def _jacobian(self, t: Tensor) -> Tensor:
         u, share, inverse = self._conditionals(t)
         z = _normal_score(share, u)[:, None]
         density = share * (0.5 * (z.square() - u.square())).exp()  # π_ij φ(u_ij) / φ(z_i)

@@ -16,8 +16,7 @@ from genprior.stage import read_array, run, write_csv, write_text
 
 TARGET = Path("data/report")
 PRIORS = ("ae", "vae", "gan")
-RANGES = ("ae_range", "vae_range", "gan_range")
-WALKED = ("ae_range", "vae_range", "vae_relaxed", "gan_range")  # whose images from code to code are shown
+WALKED = ("ae_range", "vae_range", "vae_relaxed", "gan_range")  # whose images are shown from code to code
 CONSTRAINTS = ("none", "range", "relaxed", "mean")  # in the order of the tables
 NAMES = {
     "ae": "autoencoder",
@@ -316,7 +315,7 @@ def write_page(
         "all codes; G(z) of the GAN:",
         "![From code to code](interpolation.png)",
         "![Along single codes](traversal.png)",
-        "A sample in the first and sixth column, each before its four nearest training patches:",
+        "A sample of each in the first and sixth column, before its four nearest training patches:",
         "![Samples and their nearest training patches](neighbours.png)",
         "## Restoration",
         "![PSNR of methods without a hard constraint, over the linear Gaussian's](psnr.png)",
@@ -435,8 +434,8 @@ def main() -> None:
         {f"VAE, {n}: KL, nats per patch": (t, ["train_kl", "validation_kl"]) for n, t in weightings.items()},
         (0, 1.05 * weightings["default"]["validation_kl"].max()),
     )
-    for kind, panels_of in (("interpolation", WALKED), ("traversal", WALKED), ("neighbours", RANGES)):
-        pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{name}_{kind}.png" for name in panels_of])
+    for kind in ("interpolation", "traversal", "neighbours"):
+        pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{name}_{kind}.png" for name in WALKED])
     pictures.curve_figure(TARGET / "curves.png", panels)
     compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed", "range"])]
     compared = wide(compared, "psnr_db", problems).T

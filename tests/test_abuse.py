@@ -300,6 +300,8 @@ EXTREMES = [
     ("train_ae.batch_size", None, True),
     ("train_ae.batch_size", 10**7, False),  # 40 GB
     ("train_ae.lr", 1e6, True),
+    ("train_ae.code_components", 200, True),
+    ("train_ae.code_components", 201, False),
     ("train_vae.sigma", 1e-300, False),
     ("train_vae.sigma", 1e-4, True),
     ("train_gan.average", 1.0, False),

@@ -2,7 +2,7 @@
 
     dvc exp run --queue -S 'seed=0,1,2' evaluate@ae evaluate@vae evaluate@gan baselines
     dvc exp run --run-all          # about a quarter of an hour a seed
-    python -m benchmarks.seeds     # writes benchmarks/seeds.md
+    python -m benchmarks.seeds     # writes benchmarks/seeds.md; --rev COMMIT where Git has moved on from the sweep's
 
 A seed moves everything: the patches drawn, the networks' start, the measurements and their noise, the mixtures' start.
 The better mixture is picked for each seed and problem by the truth, in the mixture's favour.
@@ -31,7 +31,7 @@ MIXTURES = ("mixture_10.none", "mixture_50.none")
 
 def measured() -> pd.DataFrame:
     """PSNR in dB of every method, a row for each problem and seed."""
-    found = experiments(json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json")), [])
+    found = experiments(json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json", *sys.argv[1:])), [])
     rows = []
     for told in found.values():
         seed, metrics = values(told["data"]["params"])["seed"], values(told["data"]["metrics"])

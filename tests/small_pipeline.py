@@ -41,6 +41,7 @@ right:
 """,
     "lib/__init__.py": "",
     "lib/code.py": """\
+import sys
 from pathlib import Path
 import yaml
 

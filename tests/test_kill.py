@@ -18,7 +18,9 @@ from conftest import ROOT, surroundings, tiny
 
 from genprior.stage import write_array
 
-STAGE = "import runpy; runpy.run_module('stages.train_ae', run_name='__main__')"
+# What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+STAGE = f"{HEARD}; import runpy; runpy.run_module('stages.train_ae', run_name='__main__')"
 # With a checkpoint after every step.
 EAGER = f"from genprior import training; training.Checkpoint.due = lambda self: True; {STAGE}"
 OUTPUTS = ("data/models/ae.safetensors", "data/curves/ae.csv", "data/curves/ae_residual.csv", "metrics/train_ae.json")

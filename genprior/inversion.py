@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from genprior.losses import LOG_2_PI
 from genprior.operators import as_matrix
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
-LOG_2_PI = math.log(2 * math.pi)
 
 
 class Energy(Protocol):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+LOG_2_PI = math.log(2 * math.pi)
+
 
 def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Kullback-Leibler divergence of N(mean, diag e^log_variance) from N(0, I), in nats.
@@ -26,7 +28,7 @@ def gaussian_log_likelihood(residual: Tensor, variance: Tensor) -> Tensor:
 
     An orthonormal change of basis leaves it as it is, so DCT coefficients give the pixels' density.
     """
-    return -0.5 * (residual**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+    return -0.5 * (residual**2 / variance + variance.log() + LOG_2_PI).sum(-1)
 
 
 def minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:

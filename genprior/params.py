@@ -337,7 +337,7 @@ class Params(Settings):
         single = [n, *self.train_discriminative.hidden, 2 * n]
         settings, baselines = self.evaluate, self.baselines
         restored = min(settings.patches, self.extract_patches.max_patches)
-        posterior = max(min(settings.posterior_patches, restored), 4 * settings.likelihood_patches)
+        posterior = max(min(settings.posterior_patches, restored), settings.likelihood_patches)
         batches = [
             (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or self.extract_patches.max_patches))
             for name, extra in (("residual", []), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
@@ -358,7 +358,7 @@ class Params(Settings):
             ("evaluate.mean_samples", settings.mean_samples * restored * n),
             ("evaluate.posterior_patches", 4 * min(settings.posterior_patches, restored) * k**2),
             ("evaluate.likelihood_patches", settings.likelihood_patches * max(4096, 4 * k**2)),
-            ("evaluate.posterior_samples", settings.posterior_samples * posterior * max(n, 12 * k)),
+            ("evaluate.posterior_samples", settings.posterior_samples * posterior * max(n, 100 * k)),
             ("baselines.validation_patches", 2 * n * baselines.validation_patches),
             ("baselines.mixture_patches", 2 * n * baselines.mixture_patches),
             (

@@ -7,16 +7,18 @@ Monte Carlo goes from the prior to the posterior along two paths, which finds wh
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from genprior.inversion import LOG_2_PI, Energy, Modes, _by_parts, cross_energies
+from genprior.inversion import Energy, Modes, _by_parts, cross_energies
+from genprior.losses import LOG_2_PI
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"
 FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
+DRAWS = 8  # weighed for each posterior sample
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,11 @@ class Mixture:
         shape = (problems, samples, k)
         normal = torch.randn(shape, generator=generator, dtype=weight.dtype).to(weight.device)
         # χ² with ν degrees as the sum of ν squares, which torch's generators can draw
-        squares = torch.randn(problems, samples, int(self.DEGREES), generator=generator, dtype=weight.dtype)
-        stretch = (self.DEGREES / squares.square().sum(2)).sqrt().to(weight.device)
+        squares = sum(
+            torch.randn(problems, samples, generator=generator, dtype=weight.dtype).square()
+            for _ in range(int(self.DEGREES))
+        )
+        stretch = (self.DEGREES / squares).sqrt().to(weight.device)
         z = normal.clone()  # of the prior's share
         for j in range(count):
             step = torch.linalg.solve_triangular(self.factor[:, j].mT, normal.mT, upper=True).mT
@@ -166,23 +171,27 @@ def sample_posterior(
 
 
 def importance_samples(
-    energy: Energy, proposal: Mixture, samples: int, generator: torch.Generator, rounds: int = 6
+    energy: Energy, proposal: Mixture, samples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Codes (N, T, k) and log w (N, T), w = p(y, z) / mean_r q_r(z), of `rounds` proposals, each fitted to all before.
+    """Codes (N, T, k) and log w (N, T), w = p(y, z) / q(z), T = 8 · samples; log p(y) = log E w.
 
-    log p(y) = log mean w. T = rounds · samples / 2. Adaptive multiple importance sampling: Cornuet et al. 2012,
-    algorithm 1; the fit: Cappé et al. 2008.
+    q is the proposal, fitted in two rounds to draws of its own and a fifth wider than that. Only draws that no fit has
+    seen are weighed: a mixture fitted to draws is high where they are, and their weights would look too even and sum
+    to too little. The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
-    proposals, z, joint = [], [], []
-    for _ in range(rounds):
+    k = proposal.centre.shape[2]
+    pilot = min(max(2 * k * (k + 3), samples), DRAWS * samples)  # four for each number of a Gaussian
+    proposals, drawn, joint = [], [], []
+    for _ in range(2):
         proposals.append(proposal)
-        z.append(proposal.sample((samples + 1) // 2, generator))
-        joint.append(log_joint(energy, z[-1]))
-        drawn = torch.cat(z, 1)
-        density = torch.stack([proposal.log_density(drawn) for proposal in proposals]).logsumexp(0)
-        log_weight = torch.cat(joint, 1) - density + math.log(len(proposals))
-        proposal = proposal.refitted(drawn, log_weight)
-    return drawn, log_weight
+        drawn.append(proposal.sample(pilot, generator))
+        joint.append(log_joint(energy, drawn[-1]))
+        z = torch.cat(drawn, 1)
+        density = torch.stack([proposal.log_density(z) for proposal in proposals]).logsumexp(0)
+        proposal = proposal.refitted(z, torch.cat(joint, 1) - density)
+    proposal = replace(proposal, factor=proposal.factor / 1.2)
+    z = proposal.sample(DRAWS * samples, generator)
+    return z, log_joint(energy, z) - proposal.log_density(z)
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,7 +268,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = pool or min(8 * energy.chunk, 2**13)  # more draws where a draw costs less
+    pool = pool or min(8 * energy.chunk, 2**16)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))

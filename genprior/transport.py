@@ -1,12 +1,10 @@
 """A Gaussian mixture as a function of a standard normal code, so that a prior over codes may have many parts."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.special import ndtri
 
-LOG_2_PI = math.log(2 * math.pi)
+from genprior.losses import LOG_2_PI
 
 
 class MixtureTransport(nn.Module):

@@ -10,7 +10,8 @@ import sys
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, LOG_2_PI, Energy, Inversion, RangeEnergy, RelaxedEnergy, screen, search
+from genprior.inversion import CONVERGED, Energy, Inversion, RangeEnergy, RelaxedEnergy, screen, search
+from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
@@ -101,8 +102,7 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, Identity(), x, 0.0)
-    # An evidence asks more of them than intervals do: with as many, modes that none was in cost 0.5 nats a patch.
-    posterior = posterior_of(prior, energy, settings, 4 * settings.posterior_samples, seed)
+    posterior = posterior_of(prior, energy, settings, settings.posterior_samples, seed)
     n = x[0].numel()
     per_pixel = posterior.log_evidence / n
     return {

@@ -21,7 +21,10 @@ from genprior.posterior import (
     TEMPERING,
     Mixture,
     _first_step,
+    _mean_and_effective,
     annealed_smc,
+    importance_samples,
+    laplace_mixture,
     sample_posterior,
     smc,
 )
@@ -59,7 +62,7 @@ class Linear:
         offset = y - matrix @ (BASIS @ self.mean)
         gain_z, gain_x = (torch.linalg.solve(covariance_y, c.T).T for c in (cross_z, covariance_x @ matrix.T))
         return {
-            "z": (gain_z @ offset, torch.eye(K) - gain_z @ cross_z.T),
+            "z": (gain_z @ offset, torch.eye(len(cross_z)) - gain_z @ cross_z.T),
             "x": (BASIS @ self.mean + gain_x @ offset, covariance_x - gain_x @ matrix @ covariance_x),
             "evidence": multivariate_normal(np.zeros(len(y)), covariance_y.numpy()).logpdf(offset.numpy()),
         }
@@ -91,7 +94,7 @@ def test_linear_decoder_against_closed_forms(draw, name, wrap):
     energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, wrap(operator), y, sigma)
     modes = search(energy, torch.randn(2, 4, K, generator=draw), 30)
     found = modes.best(energy)
-    samples = 20_000
+    samples = 10_000
     posterior = sample_posterior(energy, modes, samples, draw)
     x = posterior.images(lambda z, rows: energy.draw(z, rows, draw)).flatten(2)
     for i in range(4):
@@ -192,6 +195,28 @@ def test_mixture_is_scipys_and_refitting_finds_what_drew_the_samples(draw):
     for _ in range(30):
         mixture = mixture.refitted(z, torch.where(right, 0.0, -100.0)[None])
     assert mixture.centre[0, 0, 0] > 1.5
+
+
+@pytest.mark.parametrize("samples", [20, 100])
+def test_evidence_of_importance_sampling_has_no_bias(draw, samples):
+    """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form.
+
+    Draws that a fit has seen, weighed by that fit, say a third to one nat too little here, and are sure of it.
+    """
+    prior, sigma, repeats = Linear(draw), 0.5, 600
+    prior.weight = torch.randn(N, 8, generator=draw)
+    operator = gaussian_sensing(SHAPE, 7, draw)
+    y = operator.A(torch.randn(1, 1, *SHAPE, generator=draw))
+    energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, operator, y.expand(repeats, -1), sigma)
+    found = laplace_mixture(energy, search(energy, torch.zeros(1, repeats, 8), 30))
+    poor = Mixture(found.log_weight, found.centre + 0.1, 1.3 * found.factor)
+    _, log_weight = importance_samples(energy, poor, samples, draw)
+    evidence, share = _mean_and_effective(log_weight)
+    exact = prior.closed_form(operator.matrix, y.flatten(), sigma)["evidence"]
+    ratio = (evidence - exact).exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / repeats**0.5)
+    stated = ((1 / share - 1) / log_weight.shape[1]).mean().sqrt()
+    assert ratio.std().item() == pytest.approx(stated.item(), rel=0.2)
 
 
 @pytest.mark.parametrize("path", [TEMPERING, FADING])
@@ -379,10 +404,11 @@ def test_calibration_of_a_trained_decoder(patches):
     ("name", "problem"),
     [
         *((name, problem) for name in ("ae", "vae") for problem in ("denoise", "cs_10", "cs_50")),
+        ("gan", "denoise"),
         # more modes than a population of 300 finds; once one passes, its mark has to go
         *(
             pytest.param("gan", problem, marks=pytest.mark.xfail(strict=True, raises=AssertionError))
-            for problem in ("denoise", "cs_10", "cs_50")
+            for problem in ("cs_10", "cs_50")
         ),
     ],
 )

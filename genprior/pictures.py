@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
-from PIL import Image
 
 from genprior.images import read_photograph, tile
 from genprior.stage import whole_file
@@ -59,13 +58,16 @@ def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: 
     save_figure(path, figure)
 
 
-def join_pictures(path: str | Path, parts: list[str], gap: int = 24) -> None:
-    """Write grey pictures of one height side by side on white."""
-    opened = [read_photograph(part) for part in parts]
-    white = np.full((len(opened[0]), gap), 255, dtype=np.uint8)
-    joined = np.hstack([piece for picture in opened for piece in (white, picture)][1:])
-    with whole_file(path) as part:
-        Image.fromarray(joined).save(part)
+def join_pictures(path: str | Path, parts: dict[str, str]) -> None:
+    """Grey pictures by their titles, side by side."""
+    figure = Figure((3.1 * len(parts), 3.3))
+    axes = figure.subplots(1, len(parts), squeeze=False)
+    for axis, (title, part) in zip(axes.flat, parts.items(), strict=True):
+        axis.imshow(read_photograph(part), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title)
+        axis.axis("off")
+    figure.tight_layout()
+    save_figure(path, figure)
 
 
 def curve_figure(

@@ -311,8 +311,7 @@ def write_page(
         "none: posterior collapse), and its KL from N(0, I); for the GAN the encoder of its residual model:",
         markdown(by_method(table, "samples", ["active_codes", "kl_nats"]).dropna(), 2),
         "From one random code to another along a great circle, and along the eight codes that move images most, from "
-        "-2.5 to 2.5: G(z) of the autoencoder and of the VAE; the VAE with one draw of what v(z) adds, the same for "
-        "all codes; G(z) of the GAN:",
+        "-2.5 to 2.5; `VAE, relaxed` adds to G(z) one draw of what v(z) says, the same for all codes:",
         "![From code to code](interpolation.png)",
         "![Along single codes](traversal.png)",
         "A sample of each in the first and sixth column, before its four nearest training patches:",
@@ -351,8 +350,8 @@ def write_page(
         "## What the priors know",
         "log p(x) of held-out patches in nats per pixel and its standard error over patches; for the learned priors "
         "the error of the Monte Carlo estimate, and the median effective sample size of the fitted proposals as a "
-        "share of the samples, 1 at most. That error knows nothing of modes that no sample found, so it is too small, "
-        "most of all for the GAN:",
+        "share of the samples, 1 at most. That error knows nothing of modes that no draw found, of which the GAN has "
+        "most:",
         markdown(
             by_method(
                 table, "likelihood", ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
@@ -435,7 +434,8 @@ def main() -> None:
         (0, 1.05 * weightings["default"]["validation_kl"].max()),
     )
     for kind in ("interpolation", "traversal", "neighbours"):
-        pictures.join_pictures(TARGET / f"{kind}.png", [f"data/samples/{name}_{kind}.png" for name in WALKED])
+        parts = {label(*name.split("_")): f"data/samples/{name}_{kind}.png" for name in WALKED}
+        pictures.join_pictures(TARGET / f"{kind}.png", parts)
     pictures.curve_figure(TARGET / "curves.png", panels)
     compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed", "range"])]
     compared = wide(compared, "psnr_db", problems).T

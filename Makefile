@@ -6,6 +6,8 @@ unexport PYTHONPATH
 repro: .venv/ready  ## run what has changed since the last run (default)
 	dvc repro
 
+setup: .venv/ready  ## make .venv and nothing else
+
 report: .venv/ready  ## write the last run as one HTML page, report.html
 	python -m tools.page
 
@@ -36,4 +38,4 @@ help:  ## list the targets
 	.venv/bin/pip install --disable-pip-version-check --quiet --requirement requirements.txt
 	touch $@
 
-.PHONY: repro report test lint pr-report lock help
+.PHONY: repro setup report test lint pr-report lock help

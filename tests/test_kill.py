@@ -1,6 +1,7 @@
 """Stages and DVC killed at random moments: the next run ends as an undisturbed one, and nothing goes on writing."""
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -114,15 +115,31 @@ def at_work(folder):
 def recorded(folder):
     """What dvc.lock says of each stage."""
     lock = folder / "dvc.lock"
-    return yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
+    return (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
+
+
+def mended(folder):
+    """The files that DVC was killed at writing, removed: it writes them in place, and refuses to read them cut."""
+    lock, readers = folder / "dvc.lock", folder / ".dvc/tmp/rwlock"
+    found = []
+    if lock.exists() and not (lock.read_text().endswith("\n") and recorded(folder)):
+        found.append(lock)
+    with suppress(FileNotFoundError):
+        try:
+            json.loads(readers.read_text())
+        except ValueError:
+            found.append(readers)
+    for file in found:
+        file.unlink()
+    return [file.name for file in found]
 
 
 @pytest.mark.slow
 def test_50_kills(workspace):
     """`kill -9` of DVC or of its stage at random moments, and `dvc repro` again, until it comes through.
 
-    After every kill dvc.lock may lack a stage, but says nothing of one that an undisturbed run does not say. KILLS in
-    the environment sets another number.
+    After every kill dvc.lock may lack a stage, but says nothing of one that an undisturbed run does not say; one that
+    DVC itself left cut is removed, as docs/reproducibility.md has it. KILLS in the environment sets another number.
     """
     folder, run = workspace
     training = folder / "genprior/training.py"
@@ -148,7 +165,7 @@ def test_50_kills(workspace):
     while True:
         dvc = repro()
         moment = time.monotonic() + draw.uniform(0, usual / 6)
-        last = killed.total() == int(os.environ.get("KILLS", "50"))
+        last = killed["dvc"] + killed["stage"] == int(os.environ.get("KILLS", "50"))
         while dvc.poll() is None and (last or time.monotonic() < moment):
             time.sleep(0.001)
         if dvc.poll() is None:
@@ -157,7 +174,10 @@ def test_50_kills(workspace):
                 (stage[0] if stage else dvc).kill()
                 killed["stage" if stage else "dvc"] += 1
             dvc.wait()
-            print(f"{killed.total()}: {'stage' if stage else 'dvc'}, {len(recorded(folder))} recorded", flush=True)
+            if not stage:
+                killed.update(mended(folder))
+            number = killed["dvc"] + killed["stage"]
+            print(f"{number}: {'stage' if stage else 'dvc'}, {len(recorded(folder))} recorded", flush=True)
             assert recorded(folder).items() <= expected.items()
             continue
         assert dvc.returncode == 0, (folder.parent / "output").read_text()
@@ -170,4 +190,5 @@ def test_50_kills(workspace):
             break
         run("git", "clean", "-fdxq")
         runs += 1
-    print(f"{killed['dvc']} kills of dvc and {killed['stage']} of a stage in {runs} runs of {usual:.0f} s")
+    print(f"{killed['dvc']} kills of dvc and {killed['stage']} of a stage in {runs} runs of {usual:.0f} s;")
+    print(f"of the first, {killed['dvc.lock']} at writing dvc.lock and {killed['rwlock']} at its rwlock")

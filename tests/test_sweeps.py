@@ -92,6 +92,15 @@ def test_grid_in_the_queue_with_a_failure_the_best_and_the_table(pipeline, monke
         capsys.readouterr().err
     )
 
+    # Experiments hang on the commit that they started from.
+    run("git", "commit", "-q", "--allow-empty", "-m", "Go on")
+    monkeypatch.setattr("sys.argv", ["seed_table", "--metrics", "join.noisy"])
+    with pytest.raises(InputError, match="started from this commit; --rev COMMIT"):
+        seed_table.main()
+    monkeypatch.setattr("sys.argv", ["seed_table", "--metrics", "join.noisy", "--rev", "HEAD~1", best, second])
+    seed_table.main()
+    assert capsys.readouterr().out.splitlines()[2] == "| join.noisy | 2.75 ± 0.25 |"
+
 
 @pytest.mark.dvc
 def test_temporary_copy_runs_the_code_of_its_own_beside_a_dirty_workspace(pipeline):

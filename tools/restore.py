@@ -168,6 +168,8 @@ def main() -> None:
     args = arguments()
     params = load_params("params.yaml")
     device = set_up(params)
+    if not Path(args.prior).exists():
+        raise InputError(f"--prior {args.prior}: no such file; `make repro` trains the priors in data/models")
     prior = load_prior(args.prior, device)
     if not prior.has_residual:
         raise InputError(f"{args.prior}: a prior without a residual model; one of data/models would be right")

@@ -24,10 +24,11 @@ from genprior.stage import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; without any, all of this commit")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; without any, all of the commit")
     parser.add_argument("--metrics", default="*", metavar="GLOB", help="only metrics of such a name, e.g. '*.psnr_db'")
+    parser.add_argument("--rev", default="HEAD", metavar="COMMIT", help="the commit that they started from")
     arguments = parser.parse_args()
-    shown = json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json"))
+    shown = json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json", "--rev", arguments.rev))
     found = {}
     for name, told in experiments(shown, arguments.names).items():
         params = values(told["data"]["params"])
@@ -71,7 +72,10 @@ def experiments(shown: list[dict], names: list[str]) -> dict[str, dict]:
         if name not in found:
             raise InputError(f"NAME = '{name}': no such experiment; there is {', '.join(found) or 'none'}")
     if not found:
-        raise InputError("dvc exp show: no finished experiment; try dvc exp run --queue -S 'seed=range(3)'")
+        raise InputError(
+            "no finished experiment started from this commit; --rev COMMIT shows those of another one, and "
+            "dvc exp run --queue -S 'seed=range(3)' makes some"
+        )
     if unfinished and not names:
         print(f"note: left out, for they did not finish: {', '.join(sorted(unfinished))}", file=sys.stderr)
     return {name: found[name] for name in names or found}

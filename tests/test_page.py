@@ -164,8 +164,9 @@ def test_every_picture_is_inline_and_described(read):
 
 
 def test_nothing_comes_from_elsewhere_and_every_reference_leads_somewhere(text, read):
-    assert "http" not in text
-    assert not re.search(r"url\(|@import", text)
+    said = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)  # where any four letters may stand by chance
+    assert "http" not in said
+    assert not re.search(r"url\(|@import", said)
     ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in read.elements:

@@ -1,8 +1,8 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
-A Laplace mixture at the best modes proposes, importance sampling weighs, and the mixture is fitted anew to what it
-finds, a few times over: that gives the effective sample size and the evidence p(y). Where it stays low, sequential
-Monte Carlo goes from the prior to the posterior along two paths, which finds what no mode stands for.
+A Laplace mixture at the best modes is fitted twice to draws of its own; importance sampling weighs fresh ones, which
+gives the effective sample size and the evidence p(y). Where that size is low, sequential Monte Carlo goes from the
+prior to the posterior along two paths, which finds what no mode stands for.
 """
 
 import math

@@ -127,7 +127,7 @@ class _Training(Settings):
 
 
 class Residual(_Training):
-    pass
+    code_weight: NonNegative | None
 
 
 class TrainAE(_Training):

@@ -16,20 +16,23 @@ from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparam
 from genprior.networks import Coefficients, Decoder, Encoder, with_columns
 from genprior.params import MOST_PIXELS, Activation, Components, Hidden, InputError, Pair, Settings, Size, check
 from genprior.stage import whole_file
-from genprior.transport import MixtureTransport
+from genprior.transport import CouplingFlow, MixtureTransport
 
 
 class Prior(nn.Module):
-    """x | z ~ N(G(z), U diag(v(z)) Uᵀ) with z ~ N(0, I): one footing for autoencoder, VAE and GAN.
+    """x | z ~ N(G(T(z)), U diag(v(z)) Uᵀ) with z ~ N(0, I): one footing for autoencoder, VAE and GAN.
 
-    The network's code is `code_mean + code_factor T(z)`: z itself for VAE and GAN, the density fitted to its codes for
-    an autoencoder, one Gaussian (T(z) = z) or a mixture of so many `components` (`MixtureTransport`). v is None for a
-    prior without a residual model: its images are the range of G alone.
+    T is the identity or a `CouplingFlow`, which belongs to the residual model: it says at which codes of G images lie.
+    Without a residual model the images are G(z) alone, z ~ N(0, I), as the chapter has it (`decode`).
+
+    G's code z is standard normal by construction for VAE and GAN. For an autoencoder the network's code is
+    `code_mean + code_factor t(z)`, after the density fitted to its codes: one Gaussian, t(z) = z, or a mixture of so
+    many `components` (`MixtureTransport`). v is None for a prior without a residual model.
 
     U is the DCT, or the identity where v is the pixels' variance.
 
     shape: (h, w) of a patch; noise: None, "constant", "dct" or "pixel", see `Decoder`; encoder: "none", "plain" (a
-    code) or "variational" (its mean and log-variance).
+    code) or "variational" (its mean and log-variance of z); flow: whether T is one.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Prior(nn.Module):
         noise: str | None = None,
         encoder: str = "none",
         components: int = 1,
+        flow: bool = False,
     ):
         super().__init__()
         self.config = {
@@ -51,6 +55,7 @@ class Prior(nn.Module):
             "noise": noise,
             "encoder": encoder,
             "components": components,
+            "flow": False,
         }
         self.shape, self.latent_size = tuple(shape), latent_size
         self.coefficients = Coefficients(shape)
@@ -61,6 +66,14 @@ class Prior(nn.Module):
         self.register_buffer("code_mean", torch.zeros(latent_size))
         self.register_buffer("code_factor", torch.eye(latent_size))
         self.transport = MixtureTransport(components, latent_size) if components > 1 else None
+        self.flow = None
+        if flow:
+            self.add_flow()
+
+    def add_flow(self) -> None:
+        """Make T a flow, the identity until it is trained."""
+        self.flow = CouplingFlow(self.latent_size).to(self.code_mean.device)
+        self.config["flow"] = True
 
     @property
     def has_residual(self) -> bool:
@@ -93,13 +106,18 @@ class Prior(nn.Module):
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
-        code = self.code(z)
+        code = self.code(z if self.flow is None else self.flow(z))
         mean = self.coefficients.restore(self.decoder(code))
         return mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean, self.decoder.variance(code)
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """`moments` and their Jacobians: two (N, n), then two (N, n, k)."""
-        code, columns = self.code_with_columns(z)
+        if self.flow is None:
+            code, columns = self.code_with_columns(z)
+        else:
+            t, flow_columns = self.flow.with_columns(z)
+            code, columns = self.code_with_columns(t)
+            columns = columns @ flow_columns
         mean, mean_columns = self.decoder.forward_with_columns(code, columns)
         variance, variance_columns = self.decoder.variance_with_columns(code, columns)
         mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
@@ -116,9 +134,10 @@ class Prior(nn.Module):
         return self.coefficients.synthesise(self.decoder(self.code(z)))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The encoder's (mean) code of patches, as standard normal latent: (N, 1, h, w) -> (N, k)."""
+        """The encoder's (mean) code of patches, as standard normal latent of G: (N, 1, h, w) -> (N, k)."""
         code = self.encoder(x)
-        code = code[0] if isinstance(code, tuple) else code
+        if self.is_variational:
+            code = code[0] if self.flow is None else self.flow(code[0])
         standard = self._standardised(code)
         return standard if self.transport is None else self.transport.inverse(standard)
 
@@ -151,12 +170,13 @@ class Prior(nn.Module):
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, residual: bool) -> Tensor:
-        """Draws x: G(z) with z ~ N(0, I), plus N(0, Σ(z)) where `residual`: (count, 1, h, w)."""
+        """Draws x: G(z) with z ~ N(0, I), or G(T(z)) plus N(0, Σ(z)) where `residual`: (count, 1, h, w)."""
         device = self.code_mean.device
         z = torch.randn(count, self.latent_size, generator=generator).to(device)
+        if not residual:
+            return self.decode(z)
         mean, variance = self.moments(z)
-        if residual:
-            mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
+        mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
         return (mean @ self.basis.T).reshape(-1, 1, *self.shape)
 
 
@@ -220,6 +240,7 @@ class _Config(Settings):
     noise: Literal["constant", "dct", "pixel"] | None
     encoder: Literal["none", "plain", "variational"]
     components: Components = 1
+    flow: bool = False
 
 
 def load_prior(

@@ -150,12 +150,19 @@ def fit_residual(
     seed: int,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
-    """Fit what a trained decoder leaves out: maximise the ELBO over v(z) and an encoder, with G as it is.
+    """Fit where a trained decoder's codes lie, T, and what it leaves out, v(z), with G as it is; returns the curve.
 
-    patches: uint8 (N, 1, h, w); encoder: variational, in terms of z ~ N(0, I). Returns the curve.
+    Maximised are the ELBO, over T, v and an encoder, and code_weight · log p_T(t), the density of G's own codes t: of
+    the training patches' where it has a plain encoder, of N(0, I) where z has that law by construction. The first alone
+    would leave all to v and draw T to one point; the second alone, codes whose posterior is all spikes.
+
+    patches: uint8 (N, 1, h, w); encoder: variational, in terms of z ~ N(0, I). code_weight None: T is the identity.
     """
     prior.requires_grad_(False)
     fitted = torch.nn.ModuleList([encoder.requires_grad_(True), prior.decoder.log_variance.requires_grad_(True)])
+    if settings.code_weight is not None and prior.latent_size > 1:  # a flow moves one half of the codes by the other
+        prior.add_flow()
+        fitted.append(prior.flow)
     optimizer, schedule = cosine_adam(fitted, settings.lr, settings.steps)
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -164,8 +171,13 @@ def fit_residual(
         x = draw_batch(patches, settings.batch_size, generator)
         terms = elbo_terms(prior, encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
         elbo = (terms["log_likelihood"] - terms["kl"]).mean() / x[0].numel()
+        loss = -elbo
+        if prior.flow is not None and settings.code_weight:
+            drawn = torch.randn(len(x), prior.latent_size, generator=generator).to(x.device)
+            codes = drawn if prior.is_variational else prior.encode(x)
+            loss = loss - settings.code_weight * prior.flow.log_density(codes).mean() / x[0].numel()
         optimizer.zero_grad()
-        (-elbo).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(fitted.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -79,14 +79,15 @@ def code_use(prior: Prior, x: Tensor) -> dict[str, float]:
 
 
 def images(prior: Prior, z: Tensor, residual: bool, seed: int) -> Tensor:
-    """G(z), and where `residual` v(z)^½ times one standard normal draw, the same for all codes: (N, 1, h, w).
+    """G(z), or where `residual` G(T(z)) + v(z)^½ ⊙ ξ, one standard normal ξ for all codes: (N, 1, h, w).
 
     What a decoder leaves to v(z) shows in the second alone.
     """
+    if not residual:
+        return prior.decode(z)
     mean, variance = prior.moments(z)
-    if residual:
-        draw = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(seed))
-        mean = mean + variance.sqrt() * draw.to(mean.device)
+    draw = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(seed))
+    mean = mean + variance.sqrt() * draw.to(mean.device)
     return (mean @ prior.basis.T).reshape(-1, 1, *prior.shape)
 
 

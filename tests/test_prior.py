@@ -11,9 +11,13 @@ from genprior.patches import to_unit
 from genprior.prior import Prior, load_prior, save_prior
 
 
-def build(noise=None, encoder="none", components=1):
+def build(noise=None, encoder="none", components=1, flow=False):
     torch.manual_seed(0)
-    return Prior((8, 8), 3, [16, 12], "silu", noise, encoder, components)
+    prior = Prior((8, 8), 3, [16, 12], "silu", noise, encoder, components, flow)
+    if flow:
+        for network in prior.flow.networks:  # as it comes, it is the identity
+            torch.nn.init.normal_(network[-1].weight, std=0.3)
+    return prior
 
 
 def test_coefficients_standardise_and_invert(patches):
@@ -26,11 +30,18 @@ def test_coefficients_standardise_and_invert(patches):
 
 
 @pytest.mark.parametrize(
-    ("noise", "encoder", "components"),
-    [(None, "plain", 1), ("constant", "variational", 1), ("dct", "none", 1), ("pixel", "none", 1), ("dct", "plain", 3)],
+    ("noise", "encoder", "components", "flow"),
+    [
+        (None, "plain", 1, False),
+        ("constant", "variational", 1, False),
+        ("dct", "none", 1, True),
+        ("pixel", "none", 1, False),
+        ("dct", "plain", 3, True),
+        ("dct", "variational", 1, True),
+    ],
 )
-def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, components):
-    prior = build(noise, encoder, components)
+def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, components, flow):
+    prior = build(noise, encoder, components, flow)
     prior.coefficients.fit(to_unit(patches))
     if encoder == "plain":
         prior.fit_codes(to_unit(patches))
@@ -129,9 +140,12 @@ def test_samples_have_the_moments_that_the_prior_states(patches, noise):
     torch.testing.assert_close(still[0], still[1])
 
 
-@pytest.mark.parametrize(("noise", "components"), [("constant", 1), ("dct", 1), ("pixel", 1), ("dct", 3)])
-def test_own_derivatives_are_forward_modes(patches, noise, components):
-    prior = build(noise, "plain", components).double()
+@pytest.mark.parametrize(
+    ("noise", "components", "flow"),
+    [("constant", 1, False), ("dct", 1, False), ("pixel", 1, True), ("dct", 1, True), ("dct", 3, True)],
+)
+def test_own_derivatives_are_forward_modes(patches, noise, components, flow):
+    prior = build(noise, "plain", components, flow).double()
     x = to_unit(patches).double()
     prior.coefficients.fit(x)
     prior.fit_codes(x)
@@ -150,3 +164,17 @@ def test_own_derivatives_are_forward_modes(patches, noise, components):
     torch.testing.assert_close(observed(z), expected)
     torch.testing.assert_close(predicted, expected)
     torch.testing.assert_close(jacobian, expected_jacobian)
+
+
+def test_a_flow_moves_codes_of_the_residual_model_alone(patches):
+    """G(z) stays what it was; the moments are those at T(z), and a variational code leads to the same image by both."""
+    prior, x = build("dct", "variational", flow=True).double(), to_unit(patches).double()
+    prior.coefficients.fit(x)
+    flow, z = prior.flow, prior.encoder(x)[0]
+    moved, image = prior.moments(z), prior.decode(z)
+    torch.testing.assert_close(prior.decode(prior.encode(x)).flatten(1) @ prior.basis, moved[0])
+    prior.flow = None
+    torch.testing.assert_close(prior.decode(z), image)
+    for before, after in zip(moved, prior.moments(flow(z)), strict=True):
+        torch.testing.assert_close(before, after)
+    assert (prior.moments(z)[0] - moved[0]).abs().mean() > 1e-3

@@ -15,7 +15,7 @@ from genprior.networks import Encoder
 from genprior.operators import pose
 from genprior.params import CompressedSensing, Network, Residual, TrainAE, TrainDiscriminative, TrainGAN, TrainVAE
 from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
-from genprior.prior import elbo_terms
+from genprior.prior import Prior, elbo_terms
 from genprior.quality import psnr_db, squared_mmd
 from genprior.stage import write_array
 from genprior.training import check_residual, fit_residual
@@ -157,7 +157,7 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     )
     before = {name: tensor.clone() for name, tensor in prior.decoder.state_dict().items()}
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
-    curve = fit_residual(prior, encoder, patches, Residual(steps=600, batch_size=128, lr=0.005), 0)
+    curve = fit_residual(prior, encoder, patches, Residual(steps=600, batch_size=128, lr=0.005, code_weight=0.1), 0)
     assert curve.elbo.iloc[-1] > curve.elbo.iloc[0] + 0.3
     changed = {name for name, tensor in prior.decoder.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in changed} == {"log_variance"}
@@ -171,6 +171,34 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     assert fitted > flat
     ratio = (residual.square() / variance).mean()
     assert 0.5 < ratio < 2
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patches, variational):
+    """From none to much: the ELBO falls, log p_T of G's own codes rises; null leaves the codes where they are."""
+    torch.manual_seed(0)
+    prior, _ = train_ae.train(
+        patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005, code_components=1), 0
+    )
+    start = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    own = torch.randn(2000, prior.latent_size) if variational else prior.encode(to_unit(patches)).detach()
+    elbos, densities = [], []
+    for weight in (0.0, 0.3, 100.0, None):
+        fitted = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="none")
+        fitted.load_state_dict(start, strict=False)
+        torch.manual_seed(0)
+        encoder = Encoder(fitted.coefficients, **NETWORK.model_dump(), variational=True)
+        fitted.encoder = encoder if variational else prior.encoder
+        fitted.config["encoder"] = "variational" if variational else "plain"
+        settings = Residual(steps=500, batch_size=128, lr=0.005, code_weight=weight)
+        curve = fit_residual(fitted, encoder, patches, settings, 0)
+        elbos.append(curve.elbo.iloc[-3:].mean())
+        if weight is None:
+            assert fitted.flow is None
+        else:
+            densities.append(fitted.flow.log_density(own).mean().item())
+    assert densities[0] < densities[1] < densities[2]
+    assert elbos[0] > elbos[2]
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):

@@ -402,15 +402,7 @@ def test_calibration_of_a_trained_decoder(patches):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [
-        *((name, problem) for name in ("ae", "vae") for problem in ("denoise", "cs_10", "cs_50")),
-        ("gan", "denoise"),
-        # more modes than a population of 300 finds; once one passes, its mark has to go
-        *(
-            pytest.param("gan", problem, marks=pytest.mark.xfail(strict=True, raises=AssertionError))
-            for problem in ("cs_10", "cs_50")
-        ),
-    ],
+    [(name, problem) for name in ("ae", "vae", "gan") for problem in ("denoise", "cs_10", "cs_50")],
 )
 def test_calibration_of_the_pipelines_priors(params, name, problem):
     """At length, on what `make repro` trained."""

@@ -146,7 +146,7 @@ def write_results(found: dict, costs: pd.DataFrame) -> None:
         for prior, problems in found[constraint].items()
         for problem, measured in problems.items()
     ]
-    ratios = pd.DataFrame(lines).fillna("")
+    ratios = pd.DataFrame(lines).astype(object).fillna("")
     pivot = costs.pivot(index=["k", "m", "problems"], columns="constraint", values="ms").reset_index()
     parts = [
         "# Latent inversion, side by side",

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-from genprior.images import read_photograph, tile
+from genprior.images import tile
 from genprior.stage import whole_file
 
 matplotlib.rcParams.update(
@@ -29,17 +29,17 @@ def save_figure(path: str | Path, figure: Figure) -> None:
         figure.savefig(part, metadata={"Software": None}, bbox_inches="tight")
 
 
-def sample_figure(path: str | Path, samples: dict[str, np.ndarray], columns: int = 10) -> None:
-    """Grids of real patches and of every prior's samples side by side, one titled panel each."""
-    across = 3
-    down = -(-len(samples) // across)
+def panel_figure(path: str | Path, panels: dict[str, np.ndarray], across: int) -> None:
+    """Grey images (h, w) in [0, 1] by their titles, so many side by side."""
+    down = -(-len(panels) // across)
     figure = Figure((3.1 * across, 3.3 * down))
     axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, (title, patches) in zip(axes.flat, samples.items(), strict=False):
-        axis.imshow(tile(patches[: columns**2], columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for axis, (title, image) in zip(axes.flat, panels.items(), strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
+    figure.tight_layout()
     save_figure(path, figure)
 
 
@@ -55,18 +55,6 @@ def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: 
         axis.spines[:].set_visible(False)
     axes[0].set_title(title)
     figure.subplots_adjust(hspace=0.06)
-    save_figure(path, figure)
-
-
-def join_pictures(path: str | Path, parts: dict[str, str]) -> None:
-    """Grey pictures by their titles, side by side."""
-    figure = Figure((3.1 * len(parts), 3.3))
-    axes = figure.subplots(1, len(parts), squeeze=False)
-    for axis, (title, part) in zip(axes.flat, parts.items(), strict=True):
-        axis.imshow(read_photograph(part), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_title(title)
-        axis.axis("off")
-    figure.tight_layout()
     save_figure(path, figure)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from genprior import pictures
+from genprior.images import read_photograph, tile
 from genprior.params import InputError, Params, load_params
 from genprior.patches import draw_patches, load_patches
 from genprior.quality import psnr_db
@@ -420,7 +421,7 @@ def main() -> None:
         x,
         params.report.pictures,
     )
-    pictures.sample_figure(TARGET / "samples.png", grids)
+    pictures.panel_figure(TARGET / "samples.png", {title: tile(grid[:100], 10) for title, grid in grids.items()}, 3)
     games = {"default": curves["gan"], "the chapter's": chapters["gan"]}
     pictures.curve_figure(
         TARGET / "collapse.png",
@@ -434,8 +435,8 @@ def main() -> None:
         (0, 1.05 * weightings["default"]["validation_kl"].max()),
     )
     for kind in ("interpolation", "traversal", "neighbours"):
-        parts = {label(*name.split("_")): f"data/samples/{name}_{kind}.png" for name in WALKED}
-        pictures.join_pictures(TARGET / f"{kind}.png", parts)
+        parts = {label(*n.split("_")): read_photograph(f"data/samples/{n}_{kind}.png") / 255 for n in WALKED}
+        pictures.panel_figure(TARGET / f"{kind}.png", parts, len(parts))
     pictures.curve_figure(TARGET / "curves.png", panels)
     compared = table[~table.method.isin(["minimum_norm", "tikhonov"]) & ~table.constraint.isin(["relaxed", "range"])]
     compared = wide(compared, "psnr_db", problems).T

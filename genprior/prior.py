@@ -72,7 +72,7 @@ class Prior(nn.Module):
 
     def add_flow(self) -> None:
         """Make T a flow, the identity until it is trained."""
-        self.flow = CouplingFlow(self.latent_size).to(self.code_mean.device)
+        self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
         self.config["flow"] = True
 
     @property

@@ -73,9 +73,9 @@ class CouplingFlow(nn.Module):
 
 
 class MixtureTransport(nn.Module):
-    """T: z ~ N(0, I) -> t ~ Σ_j w_j N(μ_j, L_j L_jᵀ), code by code: t_i = F_i⁻¹(Φ(z_i) | t_1, ..., t_{i-1}).
+    """t(z): z ~ N(0, I) -> t ~ Σ_j w_j N(μ_j, L_j L_jᵀ), code by code: t_i = F_i⁻¹(Φ(z_i) | t_1, ..., t_{i-1}).
 
-    F_i is the mixture's conditional distribution, Φ the normal one. T is exact, increasing in each code, and its
+    F_i is the mixture's conditional distribution, Φ the normal one. The map is exact, increasing in each code, and its
     Jacobian lower triangular; one component gives t = μ + L z. The Knothe-Rosenblatt map: Rosenblatt 1952; Villani
     2009, chapter 1.
 
@@ -89,11 +89,11 @@ class MixtureTransport(nn.Module):
         self.register_buffer("factor", torch.eye(k).repeat(components, 1, 1))
 
     def forward(self, z: Tensor) -> Tensor:
-        """T(z): (N, k) -> (N, k)."""
+        """t(z): (N, k) -> (N, k)."""
         return _Transported.apply(z, self)
 
     def solve(self, z: Tensor) -> Tensor:
-        """T(z) without derivatives, which `jacobian` gives."""
+        """t(z) without derivatives, which `jacobian` gives."""
         log_share = self.log_weight.expand(len(z), -1)
         white, codes = [], []  # L_j⁻¹(t - μ_j) and t so far
         for i in range(z.shape[1]):
@@ -116,12 +116,12 @@ class MixtureTransport(nn.Module):
         return u, (self.log_weight[:, None] + before).softmax(1), inverse
 
     def inverse(self, t: Tensor) -> Tensor:
-        """z = T⁻¹(t), in closed form: z_i = Φ⁻¹(F_i(t_i | t_1, ..., t_{i-1})), (N, k) -> (N, k)."""
+        """z of t, in closed form: z_i = Φ⁻¹(F_i(t_i | t_1, ..., t_{i-1})), (N, k) -> (N, k)."""
         u, share, _ = self._conditionals(t)
         return _normal_score(share, u)
 
     def jacobian(self, t: Tensor) -> Tensor:
-        """∂t/∂z at t = T(z), the inverse of ∂z/∂t, which is in closed form: (N, k) -> (N, k, k), lower triangular."""
+        """∂t/∂z at t = t(z), the inverse of ∂z/∂t, which is in closed form: (N, k) -> (N, k, k), lower triangular."""
         at_once = max(1, 2**22 // self.factor.numel())  # 16 MB of temporaries: they stay in the cache
         return torch.cat([self._jacobian(part) for part in t.split(at_once)])
 
@@ -141,7 +141,7 @@ class MixtureTransport(nn.Module):
 
 
 class _Transported(torch.autograd.Function):
-    """T(z), differentiated by its Jacobian and not through the steps of its solver."""
+    """t(z), differentiated by its Jacobian and not through the steps of its solver."""
 
     @staticmethod
     def forward(z: Tensor, transport: MixtureTransport) -> Tensor:

@@ -264,8 +264,8 @@ def trained(params: Params) -> list[str]:
         "its G(E(x)) alone is no reconstruction:",
         markdown(weightings(vae), 2),
         "![KL of the VAE and of the chapter's weighting against steps](posterior_collapse.png)",
-        "Residual models: log-likelihood of held-out patches' residuals x - G(E(x)) in nats per pixel, under v(z) and "
-        "under one full covariance for all patches:",
+        "Residual models: log-likelihood of held-out patches' residuals x - G(T(E(x))) in nats per pixel, E their "
+        "encoder's mean, under v(z) and under one full covariance for all patches:",
         markdown(residual, 3),
     ]
 
@@ -294,7 +294,8 @@ def write_page(
         "![Samples of every prior beside real patches](samples.png)",
         "Each set against real training patches; the first line is what another set of real patches gets. "
         "Precision, recall and coverage (with its standard error): higher is better; density: near 1; the floor is the "
-        "aim. A prior's plain line is its range, G(z) alone; `relaxed` adds what its residual model draws.",
+        "aim. A prior's plain line is its range, G(z) alone; `relaxed` draws from the residual model too: "
+        "noise of variance v(z), and for autoencoder and GAN the codes at which photographs lie.",
         markdown(by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"]), 4),
         "Squared MMD (0 on average for two sets of one distribution) with the p-value of a permutation test, sliced "
         "Wasserstein distance, power above half of all spatial frequencies against real patches' in dB (0: as sharp; "
@@ -351,8 +352,7 @@ def write_page(
         "## What the priors know",
         "log p(x) of held-out patches in nats per pixel and its standard error over patches; for the learned priors "
         "the error of the Monte Carlo estimate, and the median effective sample size of the fitted proposals as a "
-        "share of the samples, 1 at most. That error knows nothing of modes that no draw found, of which the GAN has "
-        "most:",
+        "share of the samples, 1 at most. That error knows nothing of modes that no draw found:",
         markdown(
             by_method(
                 table, "likelihood", ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]

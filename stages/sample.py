@@ -17,7 +17,7 @@ PRIORS = ("ae", "vae", "gan")
 
 
 def draws(priors: dict[str, Prior], count: int, seed: int) -> dict[tuple[str, str], Tensor]:
-    """Samples (count, 1, h, w) by (method, constraint): `range` is G(z), `relaxed` adds the residual model's noise.
+    """Samples (count, 1, h, w) by (method, constraint): `range` is G(z), `relaxed` is G(T(z)) and v(z)'s noise.
 
     `ae_raw` decodes N(0, I) without the density fitted to the autoencoder's codes: what an autoencoder lacks.
     """

@@ -344,7 +344,7 @@ CLAIMS = [  # numbers that docs/chapter.md quotes: file of metrics/, key, and ho
     ("sample", "sample.ae_raw.range.coverage", "raw N(0, I) codes | {:.3f} |"),
     ("sample", "sample.ae.range.coverage", "fitted to its codes | {:.3f} |"),
     ("sample", "sample.ae.range.mmd_p_value", "| {:g} | | VAE"),
-    ("sample", "sample.ae.relaxed.coverage", "with it and v(z), {:.2f}."),
+    ("sample", "sample.ae.relaxed.coverage", "v(z) the samples cover {:.2f},"),
     ("sample", "sample.vae.relaxed.coverage", "decoder's noise | {:.3f} |"),
     ("chapter", "chapter.gan_1d.step_001.fake_std", "from {:.2f} to"),
     ("chapter", "chapter.gan_1d.step_200.fake_std", "to {:.2f}, where"),

@@ -9,6 +9,7 @@ from genprior.operators import GaussianBlur, as_matrix
 from genprior.params import InputError
 from genprior.patches import to_unit
 from genprior.prior import Prior, load_prior, save_prior
+from stages.sample import images
 
 
 def build(noise=None, encoder="none", components=1, flow=False):
@@ -178,3 +179,8 @@ def test_a_flow_moves_codes_of_the_residual_model_alone(patches):
     for before, after in zip(moved, prior.moments(flow(z)), strict=True):
         torch.testing.assert_close(before, after)
     assert (prior.moments(z)[0] - moved[0]).abs().mean() > 1e-3
+    # samples of G alone are of its own codes, with or without a flow
+    prior.float()
+    alone, prior.flow = prior.sample(5, torch.Generator().manual_seed(0), residual=False), flow.float()
+    torch.testing.assert_close(prior.sample(5, torch.Generator().manual_seed(0), residual=False), alone)
+    torch.testing.assert_close(images(prior, z.float(), residual=False, seed=0), image.float(), rtol=0, atol=1e-4)

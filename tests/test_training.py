@@ -199,6 +199,11 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
             densities.append(fitted.flow.log_density(own).mean().item())
     assert densities[0] < densities[1] < densities[2]
     assert elbos[0] > elbos[2]
+    standard = torch.distributions.Normal(0.0, 1.0).log_prob(own).sum(1).mean().item()
+    if variational:
+        assert densities[2] == pytest.approx(standard, abs=0.1)  # their law, which no density fits better
+    else:
+        assert densities[2] > standard + 0.1  # of these codes, which are no Gaussian, and not of draws of one
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):

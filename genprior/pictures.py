@@ -139,6 +139,6 @@ def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
             ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
             ticks.set_minor_formatter(NullFormatter())
-    axes.flat[0].legend()
+    axes.flat[-1].legend(loc="upper right")  # the curves of the last panels leave that corner free
     figure.tight_layout()
     save_figure(path, figure)

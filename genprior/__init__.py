@@ -18,17 +18,17 @@ Names for use from outside:
     genprior.operators  Identity, Inpainting, GaussianBlur, Downsampling, Dense, gaussian_sensing, motion_blur
     genprior.operators  fourier_samples, tomography, PhaselessFourier, Saturation, as_matrix, pose, Measured
     genprior.inversion  RangeEnergy, RelaxedEnergy, screen, search, Modes, Inversion
-    genprior.posterior  sample_posterior, Posterior, annealed_smc
+    genprior.posterior  dominant, sample_posterior, Posterior, annealed_smc
     genprior.classical  minimum_norm, tikhonov, lasso, total_variation, linear_prior, fit_gaussian_prior, GaussianPrior
     genprior.quality    psnr_db, reconstruction_measures, interval_coverage, prdc, squared_mmd, detail_db
     genprior.images     read_photograph, resize, cut_patches, dct_basis
     genprior.params     load_params, InputError
 
-A trained prior, its samples, one's own operator and data, the most probable image of each, and posterior samples:
+A trained prior, its samples, one's own operator and data, the best image of each, and posterior samples:
 
     >>> import torch
     >>> from genprior.inversion import RelaxedEnergy, screen, search
-    >>> from genprior.posterior import sample_posterior
+    >>> from genprior.posterior import dominant, sample_posterior
     >>> from genprior.prior import load_prior
     >>> class EveryOtherRow:  # K; one that is not linear has no A_adjoint, and torch differentiates its A
     ...     def A(self, x): return x[:, :, ::2]
@@ -38,8 +38,8 @@ A trained prior, its samples, one's own operator and data, the most probable ima
     >>> y = EveryOtherRow().A(x) + 0.01 * torch.randn(4, 1, 8, 16, generator=draw)
     >>> energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, EveryOtherRow(), y, sigma=0.01)
     >>> starts = screen(energy, torch.randn(2000, prior.latent_size, generator=draw), 4)  # the likeliest of 2000 codes
-    >>> modes = search(energy, starts, iterations=30)
-    >>> modes.best(energy).x.shape
+    >>> modes = search(energy, starts, iterations=30, audition=30)  # all to the end
+    >>> dominant(energy, modes).x.shape  # at the mode that holds most of the posterior
     torch.Size([4, 1, 16, 16])
     >>> posterior = sample_posterior(energy, modes, samples=200, generator=draw)
     >>> posterior.images(lambda z, rows: energy.draw(z, rows, draw)).shape

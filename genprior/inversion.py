@@ -5,6 +5,7 @@ An energy is -log p(y | z) + ½ τ ‖z‖² in nats. `RangeEnergy` confines ima
 `search` minimises either by damped Fisher scoring; `adam` and `lbfgs` are the references behind the same signature.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class Energy(Protocol):
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         """The image that goes with each code: (P, 1, h, w)."""
+
+    def softened(self) -> "Energy | None":
+        """An energy with fewer, wider minima, near deep ones of this one; None where it would lead a search astray."""
 
 
 def with_columns(function: Callable, z: Tensor) -> tuple:
@@ -124,6 +128,13 @@ class RangeEnergy:
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.decode(z)
 
+    def softened(self) -> "RangeEnergy":
+        """As if σ were twice as large, beside the same latent prior; for λ = 0, a quarter of the energy itself."""
+        softer = copy.copy(self)
+        softer.sigma = 2 * self.sigma
+        softer.constant = self.constant + self.y.shape[1] * math.log(2)
+        return softer
+
     def chapter_objective(self, z: Tensor, rows: Tensor) -> Tensor:
         """‖K G(z) - y‖² + λ‖z‖² as the chapter writes it: (P,)."""
         return 2 * self.sigma**2 * (self.value(z, rows) - self.constant)
@@ -166,8 +177,8 @@ class RelaxedEnergy:
             floats = 4 * n
         elif self.matrix is None:  # K's Jacobian for each code, by forward mode
             floats = 4 * m * n
-        else:  # S, its factor and their like
-            floats = 4 * n + 3 * m**2 + (0 if self.products is not None else m * n)
+        else:  # S, its factor, that one's inverse and their like
+            floats = 4 * n + 4 * m**2 + (0 if self.products is not None else m * n)
         self.chunk, self.model_chunk = (max(1, 2**22 // size) for size in (floats, max(floats, n**2)))
 
     def _use_orthogonal_columns(self) -> None:
@@ -206,12 +217,12 @@ class RelaxedEnergy:
         covariance.diagonal(dim1=1, dim2=2).add_(variance)
         return predicted, matrix, _cholesky(covariance)
 
-    def _whitened(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """W = L⁻¹B (P, m, n), L⁻¹r (P, m, 1) and L (P, m, m)."""
+    def _whitening(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """L⁻¹ (P, m, m), L⁻¹r (P, m, 1), B, and log det S (P,)."""
         predicted, matrix, factor = self._factors(c, v)
         # L⁻¹, then products with it: several times as fast as solving for every column of B
         inverse = _inverse(factor)
-        return inverse @ matrix, inverse @ (self.y[rows] - predicted).unsqueeze(2), factor
+        return inverse, inverse @ (self.y[rows] - predicted).unsqueeze(2), matrix, _log_determinant(factor)
 
     def _energy(self, z: Tensor, rows: Tensor, misfit: Tensor, log_determinant: Tensor) -> Tensor:
         constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
@@ -247,8 +258,10 @@ class RelaxedEnergy:
         else:
             predicted, _, factor = self._factors(c, v, spread)
             inverse = _inverse(factor)
-            white = inverse @ y.T - inverse @ predicted.unsqueeze(2)  # (M, m, P)
-            misfit, log_determinant = white.square().sum(1), _log_determinant(factor)
+            # L⁻¹ (y - K G(z)) for all pairs, the difference within the product: (M, m, P)
+            left = torch.cat([inverse, -(inverse @ predicted.unsqueeze(2))], 2)
+            white = left @ torch.cat([y.T, y.new_ones(1, len(y))])
+            misfit, log_determinant = white.square_().sum(1), _log_determinant(factor)
         constant = self.constant if isinstance(self.constant, float) else self.constant[rows]
         return 0.5 * (misfit + (log_determinant + z.square().sum(1))[:, None]) + constant
 
@@ -265,9 +278,11 @@ class RelaxedEnergy:
             a, p = self.diagonal * residual / s, self.diagonal**2 / s
             energy = self._energy(z.detach(), rows, (residual.square() / s).sum(1), s.log().sum(1))
         else:
-            w, white, factor = self._whitened(rows, mean, variance)
-            a, p = (white.mT @ w).squeeze(1), w.square().sum(1)
-            energy = self._energy(z.detach(), rows, white.square().sum((1, 2)), _log_determinant(factor))
+            inverse, white, matrix, log_determinant = self._whitening(rows, mean, variance)
+            a = (white.mT @ inverse @ matrix).squeeze(1)
+            # few at a time, which stay in the cache: in half the time
+            p = torch.cat([(part @ matrix).square_().sum(1) for part in inverse.split(64)])
+            energy = self._energy(z.detach(), rows, white.square().sum((1, 2)), log_determinant)
         with torch.enable_grad():  # what has the energy's gradient
             twin = (0.5 * (p - a.square()) * v - a * c).sum() + 0.5 * z.square().sum()
         return energy, torch.autograd.grad(twin, z)[0]
@@ -282,17 +297,17 @@ class RelaxedEnergy:
             fisher = mean_jacobian.mT @ (p.unsqueeze(2) * mean_jacobian)
             fisher += 0.5 * variance_jacobian.mT @ (p.square().unsqueeze(2) * variance_jacobian)
         else:
-            w, white, _ = self._whitened(rows, c, v)
-            a = (white.mT @ w).squeeze(1)
+            inverse, white, matrix, _ = self._whitening(rows, c, v)
+            w = inverse @ matrix
+            a, p = (white.mT @ w).squeeze(1), w.square().sum(1)
             projected = w @ mean_jacobian
-            p = w.square().sum(1)
             fisher = projected.mT @ projected
-            m, n = w.shape[1:]
-            if m * (m + 1) // 2 <= n:  # P∘P = QᵀQ with a row of Q for each pair of W's
-                i, j = torch.tril_indices(m, m, device=w.device)
-                pairs = w[:, i] * torch.where(i == j, 1.0, 2**0.5).to(w)[:, None] * w[:, j]
-                changes = pairs @ variance_jacobian
-                fisher += 0.5 * changes.mT @ changes
+            if self.products is not None and self.products.shape[1] <= len(self.basis):
+                # Vᵀ(P∘P)V from L⁻¹ B diag(column of V) Bᵀ L⁻ᵀ, how S changes with each code
+                changes = (variance_jacobian.mT @ self.products).index_select(2, self.unpacked)
+                changes = changes.unflatten(2, (w.shape[1], -1))
+                changes = (inverse[:, None] @ changes @ inverse[:, None].mT).flatten(2)
+                fisher += 0.5 * changes @ changes.mT
             else:
                 fisher += 0.5 * variance_jacobian.mT @ ((w.mT @ w).square_() @ variance_jacobian)
         if self.matrix is None:
@@ -319,6 +334,9 @@ class RelaxedEnergy:
         """E[x | y, z] = G(z) + Σ(z) Kᵀ S(z)⁻¹ (y - K G(z)): (P, 1, h, w)."""
         c, v = self.moments(z)
         return (self._gain(z, rows, c, v, None, c) @ self.basis.T).reshape(-1, 1, *self.shape)
+
+    def softened(self) -> None:
+        """None: S(z) already lets a code be wrong, and more noise would drown what v(z) says."""
 
     def draw(self, z: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """One x ~ p(x | y, z) for each code: a draw from the prior, moved by the gain of what it leaves unexplained.
@@ -349,10 +367,17 @@ def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:
     return factor
 
 
-def _inverse(factor: Tensor) -> Tensor:
-    """L⁻¹ of lower factors (P, m, m)."""
-    identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-    return torch.linalg.solve_triangular(factor, identity, upper=False)
+def _inverse(factor: Tensor, largest: int = 16) -> Tensor:
+    """L⁻¹ of lower factors (P, m, m), contiguous; by halves above `largest`, as in `_cholesky`."""
+    m = factor.shape[1]
+    if m <= largest:
+        identity = torch.eye(m, dtype=factor.dtype, device=factor.device).expand_as(factor)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
+    inverse, half = factor.new_zeros(factor.shape), m // 2
+    corner = inverse[:, :half, :half] = _inverse(factor[:, :half, :half], largest)
+    rest = inverse[:, half:, half:] = _inverse(factor[:, half:, half:], largest)
+    inverse[:, half:, :half] = -(rest @ (factor[:, half:, :half] @ corner))
+    return inverse
 
 
 def _log_determinant(factor: Tensor) -> Tensor:
@@ -362,7 +387,7 @@ def _log_determinant(factor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inversion:
-    """The best code of each problem: z (N, k), its image x (N, 1, h, w), its energy (N,), how its search ended."""
+    """One code for each problem: z (N, k), its image x (N, 1, h, w), its energy (N,), how its search ended."""
 
     z: Tensor
     x: Tensor
@@ -378,26 +403,28 @@ class Modes:
     energy: Tensor
     state: Tensor
 
-    def best(self, energy: Energy) -> Inversion:
-        """The best search of each problem."""
+    def best(self, energy: Energy, weight: Tensor | None = None) -> Inversion:
+        """The search of each problem that ended at the lowest energy, or that has the greatest weight (S, N)."""
         rows = torch.arange(self.z.shape[1], device=self.z.device)
-        winner = self.energy.argmin(0)
+        winner = self.energy.argmin(0) if weight is None else weight.argmax(0)
         z = self.z[winner, rows]
         x = torch.cat([energy.estimate(z[part], part) for part in rows.split(energy.chunk)])
         return Inversion(z, x, self.energy[winner, rows], [STATUS[i] for i in self.state[winner, rows].tolist()])
 
 
-def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 16) -> Modes:
+def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -> Modes:
     """Damped Fisher scoring from starts (S, N, k), the worse half of each problem's dropped after each `audition`.
 
     Successive halving: `iterations` for the two starts that are left in the end, fewer for those dropped on the way.
+    Where more than two are to be told apart, all go a third as many down the softened energy first, where there is one:
+    what they find from there is deeper, as in graduated non-convexity (Blake & Zisserman 1987).
     """
     count, problems, k = starts.shape
     kept = torch.arange(count, device=starts.device)[:, None].expand(count, problems)  # starts that are left, (S', N)
 
     def cull(iteration: int, value: Tensor) -> Tensor | None:
         nonlocal kept
-        if iteration % audition or len(kept) <= 2:
+        if iteration % audition or iteration == iterations or len(kept) <= 2:
             return None
         order = value.reshape(count, problems).gather(0, kept).argsort(dim=0, stable=True)
         kept = kept.gather(0, order[: (len(kept) + 1) // 2])
@@ -405,7 +432,10 @@ def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 16) 
         return left.scatter_(0, kept, True).flatten()
 
     rows = torch.arange(problems, device=starts.device).repeat(count)
-    z, value, state = fisher_scoring(energy, starts.flatten(0, 1), rows, iterations, cull=cull)
+    z = starts.flatten(0, 1)
+    if count > 2 and (softer := energy.softened()) is not None:
+        z, _, _ = fisher_scoring(softer, z, rows, iterations // 3, tolerance=1e-3)
+    z, value, state = fisher_scoring(energy, z, rows, iterations, cull=cull)
     z = z.reshape(starts.shape).gather(0, kept[..., None].expand(-1, -1, k))
     return Modes(z, *(found.reshape(count, problems).gather(0, kept) for found in (value, state)))
 

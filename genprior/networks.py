@@ -1,9 +1,11 @@
 """Encoder and decoder for patches, on standardised DCT coefficients; a discriminator is a plain `mlp` of them."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from genprior.images import dct_basis
 
@@ -25,6 +27,16 @@ def mlp(widths: list[int], activation: str = "relu") -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def with_slope(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """An elementwise function and its derivative, both like z; not within forward-mode differentiation.
+
+    torch.func.jvp may stand within it, and takes three times as long to set up.
+    """
+    with forward_ad.dual_level():
+        out = forward_ad.unpack_dual(function(forward_ad.make_dual(z, torch.ones_like(z))))
+    return out.primal, out.tangent
+
+
 def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """A sequence of linear layers and elementwise functions, with what it makes of tangents.
 
@@ -36,7 +48,7 @@ def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Te
         if isinstance(layer, nn.Linear):
             z, rows = layer(z), rows @ layer.weight.T
         else:
-            z, slope = torch.func.jvp(layer, (z,), (torch.ones_like(z),))
+            z, slope = with_slope(layer, z)
             rows = slope.unsqueeze(1) * rows
     return z, rows.mT
 
@@ -142,7 +154,7 @@ class Decoder(nn.Module):
             variance = self.variance(code)
             return variance, variance.new_zeros(*variance.shape, columns.shape[-1])
         raw, tangents = with_columns(self.log_variance, code, columns)
-        variance, slope = torch.func.jvp(self._variance_of, (raw,), (torch.ones_like(raw),))
+        variance, slope = with_slope(self._variance_of, raw)
         return variance, slope.unsqueeze(2) * tangents
 
     def _variance_of(self, raw: Tensor) -> Tensor:

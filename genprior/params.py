@@ -335,12 +335,13 @@ class Params(Settings):
         coder = [n, *self.network.hidden, k]
         rival = [n, *self.train_gan.discriminator_hidden, 1]
         single = [n, *self.train_discriminative.hidden, 2 * n]
+        flow = [12 * (64 + k)]  # its six networks of width 64
         settings, baselines = self.evaluate, self.baselines
         restored = min(settings.patches, self.extract_patches.max_patches)
         posterior = max(min(settings.posterior_patches, restored), settings.likelihood_patches)
         batches = [
             (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or self.extract_patches.max_patches))
-            for name, extra in (("residual", []), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
+            for name, extra in (("residual", flow), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
             for block in [getattr(self, name)]
         ]
         return [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genprior.inversion import Energy, Modes, _by_parts, cross_energies
+from genprior.inversion import Energy, Inversion, Modes, _by_parts, cross_energies
 from genprior.losses import LOG_2_PI
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
@@ -131,6 +131,15 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
         modes.z.transpose(0, 1),
         factor.reshape(count, problems, k, k).transpose(0, 1),
     )
+
+
+def dominant(energy: Energy, modes: Modes) -> Inversion:
+    """Of the modes that a search kept, the one of each problem that holds most of the posterior.
+
+    By its Laplace evidence, e^{-E} det F^{-1/2}. A deep mode may be narrow and hold little, and how deep it is depends
+    on how z is parametrised, far more than what it holds.
+    """
+    return modes.best(energy, laplace_mixture(energy, modes).log_weight.T)
 
 
 def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:

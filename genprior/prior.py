@@ -72,7 +72,8 @@ class Prior(nn.Module):
 
     def add_flow(self) -> None:
         """Make T a flow, the identity until it is trained."""
-        self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
+        with torch.random.fork_rng(devices=[]):  # what is drawn after it is the same with and without it
+            self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
         self.config["flow"] = True
 
     @property

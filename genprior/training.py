@@ -173,8 +173,10 @@ def fit_residual(
         elbo = (terms["log_likelihood"] - terms["kl"]).mean() / x[0].numel()
         loss = -elbo
         if prior.flow is not None and settings.code_weight:
-            drawn = torch.randn(len(x), prior.latent_size, generator=generator).to(x.device)
-            codes = drawn if prior.is_variational else prior.encode(x)
+            if prior.is_variational:
+                codes = torch.randn(len(x), prior.latent_size, generator=generator).to(x.device)
+            else:
+                codes = prior.encode(x)
             loss = loss - settings.code_weight * prior.flow.log_density(codes).mean() / x[0].numel()
         optimizer.zero_grad()
         loss.backward()

@@ -1,7 +1,7 @@
 """One prior through all inverse problems: restorations, where their errors come from, and what the posterior knows.
 
 `range` confines images to the range of G, as the chapter does; `relaxed` lets the prior's residual model speak too, at
-the most probable code; `mean` is the posterior mean over all codes.
+the posterior's dominant mode; `mean` is the posterior mean over all codes.
 """
 
 import math
@@ -15,7 +15,7 @@ from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.posterior import ANNEALED, TEMPERING, Posterior, annealed_smc, log_joint, sample_posterior
+from genprior.posterior import ANNEALED, TEMPERING, Posterior, annealed_smc, dominant, log_joint, sample_posterior
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
@@ -47,8 +47,11 @@ def starts_of(prior: Prior, energy: Energy, count: int, seed: int) -> Tensor:
 
 
 def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
-    """The best code and image of each patch, with so many starts and iterations."""
-    return search(energy, starts_of(prior, energy, solver.starts, seed), solver.iterations).best(energy)
+    """The code and image of each patch, with so many starts and iterations: the deepest, relaxed the dominant mode."""
+    starts = starts_of(prior, energy, solver.starts, seed)
+    if isinstance(energy, RangeEnergy):
+        return search(energy, starts, solver.iterations).best(energy)
+    return dominant(energy, search(energy, starts, solver.iterations, audition=solver.iterations))
 
 
 def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
@@ -60,10 +63,11 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
     return search(energy, starts, settings.range.iterations).best(energy)
 
 
-def solver_gap(prior: Prior, energy: Energy, found: Inversion, count: int, seed: int) -> float:
-    """Nats that the search leaves on the first `count` patches against the best of a far longer one; never negative."""
-    longer = search(energy, starts_of(prior, energy, 16, seed + 1)[:, :count], 150, audition=150).best(energy).energy
-    ours = found.energy[: len(longer)]
+def solver_gap(prior: Prior, energy: Energy, solver: Search, count: int, seed: int) -> float:
+    """Nats above a far longer search's that `restore`'s finds at its deepest, on the first `count` patches; >= 0."""
+    starts = [starts_of(prior, energy, *of)[:, :count] for of in ((solver.starts, seed), (16, seed + 1))]
+    ours = search(energy, starts[0], solver.iterations).energy.min(0).values
+    longer = search(energy, starts[1], 150, audition=150).energy.min(0).values
     return (ours - torch.minimum(ours, longer)).mean().item()
 
 
@@ -159,10 +163,11 @@ def main() -> None:
         bar.set_postfix(problem=problem.name)
         for constraint in own:
             energy = energy_of(prior, problem, constraint, settings)
-            found = restore(prior, energy, getattr(settings, constraint), seed)
+            solver = getattr(settings, constraint)
+            found = restore(prior, energy, solver, seed)
             row = values[constraint][problem.name] = problem.measures(x, found.x)
             row["converged"] = found.status.count(CONVERGED) / len(x)
-            row["solver_gap"] = solver_gap(prior, energy, found, settings.solver_patches, seed)
+            row["solver_gap"] = solver_gap(prior, energy, solver, settings.solver_patches, seed)
             if constraint == "range":
                 row["added_mse"] = row["mse"] - bias
             else:
@@ -178,7 +183,7 @@ def main() -> None:
 
             # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
             energy = energy_of(prior, in_range[constraint][i], constraint, settings)
-            found = restore(prior, energy, getattr(settings, constraint), seed)
+            found = restore(prior, energy, solver, seed)
             row["in_range_psnr_db"] = reconstruction_measures(own[constraint], found.x)["psnr_db"]
             if constraint == "relaxed":
                 spread, _ = uncertainty(prior, energy, own[constraint], settings, seed)

@@ -322,7 +322,7 @@ def write_page(
         "![PSNR of methods without a hard constraint, over the linear Gaussian's](psnr.png)",
         "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
         "true patch: no measurement can take a method that is confined to the range of G beyond it. `relaxed` is the "
-        "prior with its residual model at the most probable code, `posterior mean` the average over all codes.",
+        "prior with its residual model at its posterior's dominant mode, `posterior mean` the average over all codes.",
         markdown(wide(table, "psnr_db", ["representation", *problems], "PSNR [dB]"), 2),
         "Relative error:",
         markdown(wide(table, "relative_error", ["representation", *problems], "relative error"), 3),
@@ -342,7 +342,7 @@ def write_page(
         "Confined to the range, mean squared error × 1000 on top of the representation's: what measurement, noise and "
         "the latent prior add.",
         markdown(1000 * wide(table, "added_mse", problems, "added error × 1000"), 3),
-        "What the search leaves, in nats, against the best of a far longer one with 16 starts, on "
+        "What the deepest mode found leaves, in nats, against the best of a far longer one with 16 starts, on "
         f"{params.evaluate.solver_patches} patches; first confined to the range, then relaxed:",
         of_priors("solver_gap", 3, "range"),
         of_priors("solver_gap", 3, "relaxed"),

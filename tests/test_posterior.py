@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t
 
 from genprior.images import dct_basis
-from genprior.inversion import RangeEnergy, RelaxedEnergy, _by_parts, screen, search
+from genprior.inversion import Modes, RangeEnergy, RelaxedEnergy, _by_parts, screen, search
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
 from genprior.posterior import (
@@ -23,6 +23,7 @@ from genprior.posterior import (
     _first_step,
     _mean_and_effective,
     annealed_smc,
+    dominant,
     importance_samples,
     laplace_mixture,
     sample_posterior,
@@ -195,6 +196,28 @@ def test_mixture_is_scipys_and_refitting_finds_what_drew_the_samples(draw):
     for _ in range(30):
         mixture = mixture.refitted(z, torch.where(right, 0.0, -100.0)[None])
     assert mixture.centre[0, 0, 0] > 1.5
+
+
+class TwoWells:
+    """The posterior 0.9 N(-2, 1) + 0.1 N(2, 0.01²): the narrow well is eleven times as deep, and holds a tenth."""
+
+    y, chunk, model_chunk, precision = torch.zeros(1, 1), 8, 8, torch.tensor([1.0, 1e4])
+
+    def model(self, z, rows):
+        return torch.zeros_like(z), torch.where(z < 0, *self.precision)[..., None]
+
+    def estimate(self, z, rows):
+        return z
+
+
+def test_dominant_mode_is_the_one_that_holds_most_not_the_deepest(draw):
+    energy, shares = TwoWells(), torch.tensor([0.9, 0.1])
+    depth = -(shares * (energy.precision / (2 * math.pi)).sqrt()).log()
+    modes = Modes(torch.tensor([[[-2.0]], [[2.0]]]), depth[:, None], torch.ones(2, 1, dtype=torch.long))
+    assert modes.best(energy).z.item() == 2
+    found = dominant(energy, modes)
+    assert (found.z.item(), found.energy.item()) == (-2, depth[0].item())
+    torch.testing.assert_close(laplace_mixture(energy, modes).log_weight.softmax(1)[0], shares)
 
 
 @pytest.mark.parametrize("samples", [20, 100])

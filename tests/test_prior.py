@@ -184,3 +184,9 @@ def test_a_flow_moves_codes_of_the_residual_model_alone(patches):
     alone, prior.flow = prior.sample(5, torch.Generator().manual_seed(0), residual=False), flow.float()
     torch.testing.assert_close(prior.sample(5, torch.Generator().manual_seed(0), residual=False), alone)
     torch.testing.assert_close(images(prior, z.float(), residual=False, seed=0), image.float(), rtol=0, atol=1e-4)
+
+
+def test_adding_a_flow_leaves_the_next_draws_as_they_were():
+    prior, state = build("dct"), torch.get_rng_state()
+    prior.add_flow()
+    assert torch.equal(torch.get_rng_state(), state)

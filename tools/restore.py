@@ -7,7 +7,7 @@
 With --problem the PSNR is printed too. Noise and missing pixels are then those of one picture. A problem that mixes
 pixels (blur, downsample, gaussian) is measured patch by patch: where they overlap, a pixel is measured more than once.
 
-Each patch is E[x | y, z] at its most probable code by evaluate.relaxed in params.yaml, or, with --samples, the mean of
+Each patch is E[x | y, z] at its dominant mode by evaluate.relaxed in params.yaml, or, with --samples, the mean of
 that over samples of its posterior.
 """
 
@@ -25,7 +25,7 @@ from genprior import images
 from genprior.inversion import RelaxedEnergy, screen, search
 from genprior.operators import Identity, Inpainting, Measured, pose
 from genprior.params import InputError, Params, Search, load_params
-from genprior.posterior import sample_posterior
+from genprior.posterior import dominant, sample_posterior
 from genprior.prior import Prior, load_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, steps, whole_file
@@ -83,13 +83,13 @@ def simulated(x: Tensor, name: str, params: Params, shape: tuple, stride: int) -
 
 
 def restore(prior: Prior, problem: Measured, solver: Search, samples: int, draw: torch.Generator) -> Tensor:
-    """The patches of a problem at their most probable codes, or the mean over posterior samples: (N, 1, h, w)."""
+    """The patches of a problem at their dominant modes, or the mean over posterior samples: (N, 1, h, w)."""
     energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, problem.operator, problem.y, problem.sigma)
     count = min(2048, SCREENED * len(problem.y))
     pool = torch.randn(count, prior.latent_size, generator=draw).to(problem.y.device)
-    modes = search(energy, screen(energy, pool, solver.starts), solver.iterations)
+    modes = search(energy, screen(energy, pool, solver.starts), solver.iterations, audition=solver.iterations)
     if not samples:
-        return modes.best(energy).x
+        return dominant(energy, modes).x
     posterior = sample_posterior(energy, modes, samples, draw)
     return posterior.images(energy.estimate).mean(1).unsqueeze(1)
 

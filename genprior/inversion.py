@@ -440,15 +440,15 @@ def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -
     return Modes(z, *(found.reshape(count, problems).gather(0, kept) for found in (value, state)))
 
 
-def screen(energy: Energy, pool: Tensor, count: int) -> Tensor:
+def screen(energy: Energy, pool: Tensor, count: int, noise: float = 0.1) -> Tensor:
     """The `count` codes of a pool (M, k) with the lowest energies for each problem, as starts: (count, N, k).
 
-    It pays for the relaxed energy. The range's has its best minima where no draw of the prior is low.
+    It pays for the relaxed energy. The range's has its best minima where no draw of the prior is low. With `noise`, as
+    in `Energy.value`, a code that is a little off a narrow, deep mode does not lose to one in a wide, shallow one.
     """
     rows = torch.arange(len(energy.y), device=pool.device)
-    starts = [
-        pool[cross_energies(energy, pool, part).topk(count, dim=0, largest=False).indices] for part in rows.split(1024)
-    ]
+    energies = [cross_energies(energy, pool, part, noise) for part in rows.split(1024)]
+    starts = [pool[part.topk(count, dim=0, largest=False).indices] for part in energies]
     return torch.cat(starts, 1)
 
 

@@ -5,8 +5,9 @@
 
 The same decoder, problems, measurements and starts for all, two threads; relaxed, ours picks two among the starts of
 all patches. CSGM's recipe (Bora et al. 2017, section 6) is 10 starts × 1000 steps of Adam, its learning rate the better
-of 0.1 and 0.01 by the objective reached; only the run with that rate counts as its time. The relaxed objective, the
-posterior's cost and the cost against k, m and the number of problems follow. The last line is one JSON object.
+of 0.1 and 0.01 by the objective reached; only the run with that rate counts as its time. A budget of ours is that of
+the starts left in the end; its time holds what goes before. The relaxed objective, the posterior's cost and the cost
+against k, m and the number of problems follow. The last line is one JSON object.
 """
 
 import argparse

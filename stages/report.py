@@ -372,6 +372,7 @@ def write_page(
         of_priors("in_range_coverage_50", 3, "relaxed"),
         *(f"![{name}]({name})" for name in posteriors),
         "## Training",
+        "The validation photograph is smoother than most that train: its curves lie on the better side.",
         "![Training curves](curves.png)",
         "Mode collapse: how many real patches have a sample near them (coverage), how many samples' neighbourhoods "
         "hold them (recall), and the samples' standard deviation over theirs (spread), along the default game and "

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, Energy, Inversion, RangeEnergy, RelaxedEnergy, screen, search
+from genprior.inversion import CONVERGED, Energy, Inversion, Modes, RangeEnergy, RelaxedEnergy, screen, search
 from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Search, load_params
@@ -46,12 +46,17 @@ def starts_of(prior: Prior, energy: Energy, count: int, seed: int) -> Tensor:
     return screen(energy, starting_codes(prior, SCREENED, 1, seed).squeeze(1), count)
 
 
+def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
+    """Where a search of each patch ends; relaxed, no start is dropped: one that looks poor early may hold the most."""
+    if isinstance(energy, RangeEnergy):
+        return search(energy, starts, iterations)
+    return search(energy, starts, iterations, audition=iterations)
+
+
 def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
     """The code and image of each patch, with so many starts and iterations: the deepest, relaxed the dominant mode."""
-    starts = starts_of(prior, energy, solver.starts, seed)
-    if isinstance(energy, RangeEnergy):
-        return search(energy, starts, solver.iterations).best(energy)
-    return dominant(energy, search(energy, starts, solver.iterations, audition=solver.iterations))
+    modes = find_modes(energy, starts_of(prior, energy, solver.starts, seed), solver.iterations)
+    return modes.best(energy) if isinstance(energy, RangeEnergy) else dominant(energy, modes)
 
 
 def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
@@ -66,16 +71,14 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
 def solver_gap(prior: Prior, energy: Energy, solver: Search, count: int, seed: int) -> float:
     """Nats above a far longer search's that `restore`'s finds at its deepest, on the first `count` patches; >= 0."""
     starts = [starts_of(prior, energy, *of)[:, :count] for of in ((solver.starts, seed), (16, seed + 1))]
-    ours = search(energy, starts[0], solver.iterations).energy.min(0).values
+    ours = find_modes(energy, starts[0], solver.iterations).energy.min(0).values
     longer = search(energy, starts[1], 150, audition=150).energy.min(0).values
     return (ours - torch.minimum(ours, longer)).mean().item()
 
 
 def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, samples: int, seed: int) -> Posterior:
     """So many posterior samples for each of an energy's problems."""
-    # All starts to the end, none dropped: a mode of its own that looks poor early may hold half the posterior.
-    iterations = settings.relaxed.iterations
-    modes = search(energy, starts_of(prior, energy, 4, seed), iterations, audition=iterations)
+    modes = find_modes(energy, starts_of(prior, energy, 4, seed), settings.relaxed.iterations)
     return sample_posterior(energy, modes, samples, torch.Generator().manual_seed(seed))
 
 

@@ -263,13 +263,14 @@ def test_every_code_for_every_problem_is_each_ones_energy(draw, name, constraint
         torch.testing.assert_close(crossed, each.reshape(7, 3))
 
 
-def test_screening_picks_the_lowest(draw):
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_screening_picks_the_lowest(draw, noise):
     energy = energies(draw, "sensing")["relaxed"]
     pool = torch.randn(50, 3, generator=draw)
-    starts = screen(energy, pool, 2, noise=0.0)
+    starts = screen(energy, pool, 2, noise)
     for i in range(4):
-        values = energy.value(pool, torch.full((50,), i))
-        torch.testing.assert_close(energy.value(starts[:, i], torch.full((2,), i)), values.sort().values[:2])
+        values = energy.value(pool, torch.full((50,), i), torch.full((50,), noise))
+        torch.testing.assert_close(starts[:, i], pool[values.argsort()[:2]])
 
 
 def test_culled_starts_are_gone_and_the_others_as_if_alone(draw):

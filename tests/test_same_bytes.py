@@ -1,5 +1,6 @@
 """The same outputs whatever the surroundings, and two DVCs at once."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,23 @@ print(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info
     )
     assert len(done.stdout.split()) >= 3
     assert set(done.stdout.split()) == {"2"}
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="OpenBLAS has other kernels there")
+def test_openblas_takes_the_same_kernels_on_every_x86_cpu():
+    """All that a stage loads, NumPy's copy and SciPy's; as a stage is started, whose script loads NumPy first."""
+    program = """
+import runpy
+from threadpoolctl import threadpool_info
+runpy.run_module("stages.baselines", run_name="looked at")
+import scipy.linalg
+print(*{pool["architecture"] for pool in threadpool_info() if pool["internal_api"] == "openblas"})
+"""
+    environment = surroundings("OPENBLAS")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["Haswell"]
 
 
 @pytest.mark.slow

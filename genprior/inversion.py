@@ -27,6 +27,7 @@ class Energy(Protocol):
     y: Tensor  # the measurements, (N, ...)
     chunk: int  # how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
     model_chunk: int  # and to `model`, whose temporaries are larger
+    latent_precision: float  # τ
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         """The energy of each code: (P,).
@@ -148,6 +149,8 @@ class RelaxedEnergy:
     A non-linear K enters S through its Jacobian at G(z); where it has kinks, as clipping has, the energy jumps, and a
     search may end at a jump.
     """
+
+    latent_precision = 1.0
 
     def __init__(
         self, moments: Callable, basis: Tensor, shape: tuple[int, int], operator: object, y: Tensor, sigma: float
@@ -440,14 +443,17 @@ def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -
     return Modes(z, *(found.reshape(count, problems).gather(0, kept) for found in (value, state)))
 
 
-def screen(energy: Energy, pool: Tensor, count: int, noise: float = 0.1) -> Tensor:
+def screen(energy: Energy, pool: Tensor, count: int, noise: float = 0.1, deepest: bool = False) -> Tensor:
     """The `count` codes of a pool (M, k) with the lowest energies for each problem, as starts: (count, N, k).
 
     It pays for the relaxed energy. The range's has its best minima where no draw of the prior is low. With `noise`, as
     in `Energy.value`, a code that is a little off a narrow, deep mode does not lose to one in a wide, shallow one.
+    The codes of lowest energy lie near z = 0, in wide modes, which hold most of the posterior. For the `deepest` mode
+    the likelihood alone chooses: a pool drawn from the prior has ½ τ ‖z‖² in its density already.
     """
     rows = torch.arange(len(energy.y), device=pool.device)
-    energies = [cross_energies(energy, pool, part, noise) for part in rows.split(1024)]
+    counted = 0.5 * energy.latent_precision * pool.square().sum(1, keepdim=True) if deepest else 0.0
+    energies = [cross_energies(energy, pool, part, noise) - counted for part in rows.split(1024)]
     starts = [pool[part.topk(count, dim=0, largest=False).indices] for part in energies]
     return torch.cat(starts, 1)
 

@@ -39,11 +39,11 @@ def starting_codes(prior: Prior, count: int, patches: int, seed: int) -> Tensor:
     return starts.to(prior.code_mean.device)
 
 
-def starts_of(prior: Prior, energy: Energy, count: int, seed: int) -> Tensor:
-    """Where the search of an energy begins; relaxed, the most probable ones of many draws: (count, N, k)."""
+def starts_of(prior: Prior, energy: Energy, count: int, seed: int, deepest: bool = False) -> Tensor:
+    """Where the search of an energy begins; relaxed, what `screen` keeps of many draws: (count, N, k)."""
     if isinstance(energy, RangeEnergy):
         return starting_codes(prior, count, len(energy.y), seed)
-    return screen(energy, starting_codes(prior, SCREENED, 1, seed).squeeze(1), count)
+    return screen(energy, starting_codes(prior, SCREENED, 1, seed).squeeze(1), count, deepest=deepest)
 
 
 def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
@@ -70,9 +70,10 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
 
 def solver_gap(prior: Prior, energy: Energy, solver: Search, count: int, seed: int) -> float:
     """Nats above a far longer search's that `restore`'s finds at its deepest, on the first `count` patches; >= 0."""
-    starts = [starts_of(prior, energy, *of)[:, :count] for of in ((solver.starts, seed), (16, seed + 1))]
-    ours = find_modes(energy, starts[0], solver.iterations).energy.min(0).values
-    longer = search(energy, starts[1], 150, audition=150).energy.min(0).values
+    starts = starts_of(prior, energy, solver.starts, seed)[:, :count]
+    ours = find_modes(energy, starts, solver.iterations).energy.min(0).values
+    starts = starts_of(prior, energy, 16, seed + 1, deepest=True)[:, :count]
+    longer = search(energy, starts, 150, audition=150).energy.min(0).values
     return (ours - torch.minimum(ours, longer)).mean().item()
 
 

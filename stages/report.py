@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from genprior import pictures
 from genprior.images import read_photograph, tile
 from genprior.params import InputError, Params, load_params
 from genprior.patches import draw_patches, load_patches
@@ -173,6 +172,8 @@ def read_reconstructions(problems: list[str], x: np.ndarray) -> dict[str, np.nda
 
 def reconstructions(estimates: dict[str, np.ndarray], problems: list[str], x: np.ndarray, count: int) -> list[str]:
     """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
+    from genprior import pictures  # Matplotlib takes a third of a second: not at the stage's start
+
     written = []
     for i, problem in enumerate(problems):
         found = {"truth": x[:count]} | {title: array[i][:count] for title, array in estimates.items()}
@@ -201,6 +202,8 @@ def posterior_pictures(
     count: int,
 ) -> list[str]:
     """For each prior: truth, minimum norm, four posterior samples, their mean and standard deviation."""
+    from genprior import pictures
+
     written, i = [], problems.index(problem)
     for name in PRIORS:
         drawn = posteriors[name][i][:count]
@@ -342,8 +345,9 @@ def write_page(
         "Confined to the range, mean squared error × 1000 on top of the representation's: what measurement, noise and "
         "the latent prior add.",
         markdown(1000 * wide(table, "added_mse", problems, "added error × 1000"), 3),
-        "What the deepest mode found leaves, in nats, against the best of a far longer one with 16 starts, on "
-        f"{params.evaluate.solver_patches} patches; first confined to the range, then relaxed:",
+        "What the deepest mode found leaves, in nats, against the best of a far longer search with 16 starts, on "
+        f"{params.evaluate.solver_patches} patches; first confined to the range, then relaxed. A relaxed restoration "
+        "is taken at the mode that holds most, not at the deepest; from deeper ones PSNR came out no higher:",
         of_priors("solver_gap", 3, "range"),
         of_priors("solver_gap", 3, "relaxed"),
         "The control, PSNR in dB for truths that the prior itself drew; first from its range, then relaxed:",
@@ -413,6 +417,8 @@ def main() -> None:
     }
     estimates, posteriors = read_reconstructions(problems, x), read_posteriors(problems, x.shape[1:])
     chapters = {"gan": read_curve("gan_chapter", shown["gan"][2:]), "vae": read_curve("vae_chapter", shown["vae"][2:])}
+
+    from genprior import pictures
 
     reconstructed = reconstructions(estimates, problems, x, params.report.pictures)
     pictured = posterior_pictures(

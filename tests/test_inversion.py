@@ -263,13 +263,19 @@ def test_every_code_for_every_problem_is_each_ones_energy(draw, name, constraint
         torch.testing.assert_close(crossed, each.reshape(7, 3))
 
 
+@pytest.mark.parametrize("constraint", ["range", "relaxed"])
+@pytest.mark.parametrize("deepest", [False, True])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_screening_picks_the_lowest(draw, noise):
-    energy = energies(draw, "sensing")["relaxed"]
+def test_screening_picks_the_lowest(draw, noise, deepest, constraint):
+    """By their energies; for the deepest mode by what is left of them without the latent prior."""
+    energy = energies(draw, "sensing")[constraint]
+    precision = energy.latent_precision = 2.0 if constraint == "range" else 1.0
     pool = torch.randn(50, 3, generator=draw)
-    starts = screen(energy, pool, 2, noise)
+    starts = screen(energy, pool, 2, noise, deepest)
     for i in range(4):
         values = energy.value(pool, torch.full((50,), i), torch.full((50,), noise))
+        if deepest:
+            values -= 0.5 * precision * pool.square().sum(1)
         torch.testing.assert_close(starts[:, i], pool[values.argsort()[:2]])
 
 

@@ -190,7 +190,7 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
         encoder = Encoder(fitted.coefficients, **NETWORK.model_dump(), variational=True)
         fitted.encoder = encoder if variational else prior.encoder
         fitted.config["encoder"] = "variational" if variational else "plain"
-        settings = Residual(steps=500, batch_size=128, lr=0.005, code_weight=weight)
+        settings = Residual(steps=250, batch_size=128, lr=0.005, code_weight=weight)
         curve = fit_residual(fitted, encoder, patches, settings, 0)
         elbos.append(curve.elbo.iloc[-3:].mean())
         if weight is None:

@@ -132,8 +132,9 @@ def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
     figure = Figure((3.3 * across, 0.87 * len(groups)))
     axes = figure.subplots(-(-len(groups) // across), across)
     for axis, ((prior, problem), rows) in zip(axes.flat, groups, strict=True):
-        for solver, line in rows.sort_values("seconds").groupby("solver", sort=False):
-            axis.plot(line.seconds, line.objective, marker="o", markersize=3, label=solver)
+        for i, solver in enumerate(table.solver.unique()):  # in every panel the same colour
+            line = rows[rows.solver == solver].sort_values("seconds")
+            axis.plot(line.seconds, line.objective, marker="o", markersize=3, color=f"C{i}", label=solver)
         axis.set(title=f"{prior}, {problem}", xscale="log", yscale="log", xlabel="seconds", ylabel="objective")
         for ticks in (axis.xaxis, axis.yaxis):  # less than a decade: few plain numbers
             ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))

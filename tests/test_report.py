@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from genprior import pictures
 from stages import report
 
 
@@ -34,3 +35,17 @@ def test_lines_are_named_and_keep_their_order():
         "| --- | --- | --- |",
         "| VAE, posterior mean |  | 1.0 |",
     ]
+
+
+def test_a_solver_has_one_colour_in_every_panel(monkeypatch):
+    """Whichever is first in a panel's time."""
+    drawn = []
+    times = [("blur", "ours", 1.0), ("blur", "Adam", 2.0), ("denoise", "ours", 2.0), ("denoise", "Adam", 1.0)]
+    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: drawn.append(figure))
+    rows = [("vae", problem, solver, seconds + t, 1.0 + t) for problem, solver, seconds in times for t in (0, 1)]
+    table = pd.DataFrame(rows, columns=["prior", "problem", "solver", "seconds", "objective"])
+    pictures.objective_figure("nowhere.png", table)
+    colours = [{line.get_label(): line.get_color() for line in axis.lines} for axis in drawn[0].axes]
+    assert len(colours) == 2
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 2

@@ -1,4 +1,4 @@
-"""The VAE's decoder noise on equal terms: the chapter's weighting, a fixed or learned σ, v(z) per pixel or in the DCT.
+"""The VAE's decoder noise on equal terms: the chapter's weighting, a fixed or learned σ, v(z) of three kinds.
 
     python -m benchmarks.decoder_noise            # after `dvc repro extract_patches`; about six minutes on 2 cores
     python -m benchmarks.decoder_noise --quick    # 30 steps, 8 patches: whether it runs
@@ -28,6 +28,7 @@ NOISES = {
     "one learned σ": {"noise": "learned"},
     "v(z) per pixel": {"noise": "pixel"},
     "v(z) in the DCT": {"noise": "dct"},
+    "with gains": {"noise": "modulated"},
 }
 
 

@@ -19,7 +19,18 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from genprior.inversion import Energy, Modes, RangeEnergy, RelaxedEnergy, adam, fisher_scoring, lbfgs, screen, search
+from genprior.inversion import (
+    Energy,
+    Modes,
+    RangeEnergy,
+    RelaxedEnergy,
+    adam,
+    fisher_scoring,
+    lbfgs,
+    relaxed_energy,
+    screen,
+    search,
+)
 from genprior.operators import gaussian_sensing, pose
 from genprior.params import load_params
 from genprior.patches import draw_patches, load_patches
@@ -208,7 +219,7 @@ def main() -> None:
                 "range": (compare_range, RangeEnergy(prior.decode, *measured, None), steps),
                 "relaxed": (
                     compare_relaxed,
-                    RelaxedEnergy(prior.moments, prior.basis, prior.shape, *measured),
+                    relaxed_energy(prior, *measured),
                     relaxed_steps,
                 ),
             }
@@ -221,7 +232,7 @@ def main() -> None:
                     print(*(f"{v:.4g}" if isinstance(v, float) else v for v in shown.values()), sep="\t", flush=True)
         if name == "vae":
             measured = next((p.operator, p.y, p.sigma) for p in problems if p.name == "cs_50")
-            energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, *measured)
+            energy = relaxed_energy(prior, *measured)
             posterior = cost_of_posterior(energy, starts, 64 if quick else 512)
     costs = pd.DataFrame(scaling(quick))
     table = pd.DataFrame(rows)

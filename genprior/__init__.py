@@ -17,7 +17,7 @@ Names for use from outside:
     genprior.prior      Prior, load_prior, save_prior
     genprior.operators  Identity, Inpainting, GaussianBlur, Downsampling, Dense, gaussian_sensing, motion_blur
     genprior.operators  fourier_samples, tomography, PhaselessFourier, Saturation, as_matrix, pose, Measured
-    genprior.inversion  RangeEnergy, RelaxedEnergy, screen, search, Modes, Inversion
+    genprior.inversion  relaxed_energy, RangeEnergy, RelaxedEnergy, ModulatedEnergy, screen, search, Modes, Inversion
     genprior.posterior  dominant, sample_posterior, Posterior, annealed_smc
     genprior.classical  minimum_norm, tikhonov, lasso, total_variation, linear_prior, fit_gaussian_prior, GaussianPrior
     genprior.quality    psnr_db, reconstruction_measures, interval_coverage, prdc, squared_mmd, detail_db
@@ -27,7 +27,7 @@ Names for use from outside:
 A trained prior, its samples, one's own operator and data, the best image of each, and posterior samples:
 
     >>> import torch
-    >>> from genprior.inversion import RelaxedEnergy, screen, search
+    >>> from genprior.inversion import relaxed_energy, screen, search
     >>> from genprior.posterior import dominant, sample_posterior
     >>> from genprior.prior import load_prior
     >>> class EveryOtherRow:  # K; one that is not linear has no A_adjoint, and torch differentiates its A
@@ -36,7 +36,7 @@ A trained prior, its samples, one's own operator and data, the best image of eac
     >>> prior, draw = load_prior("data/models/vae.safetensors"), torch.Generator().manual_seed(0)
     >>> x = prior.sample(4, draw, residual=True)
     >>> y = EveryOtherRow().A(x) + 0.01 * torch.randn(4, 1, 8, 16, generator=draw)
-    >>> energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, EveryOtherRow(), y, sigma=0.01)
+    >>> energy = relaxed_energy(prior, EveryOtherRow(), y, sigma=0.01)
     >>> starts = screen(energy, torch.randn(2000, prior.latent_size, generator=draw), 4)  # the likeliest of 2000 codes
     >>> modes = search(energy, starts, iterations=30, audition=30)  # all to the end
     >>> dominant(energy, modes).x.shape  # at the mode that holds most of the posterior

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genprior.losses import LOG_2_PI
-from genprior.operators import as_matrix
+from genprior.operators import Identity, as_matrix
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
@@ -28,6 +28,7 @@ class Energy(Protocol):
     chunk: int  # how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
     model_chunk: int  # and to `model`, whose temporaries are larger
     latent_precision: float  # τ
+    fades: bool  # whether energies with noise cost no more than those without, so that sampling may go by them
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         """The energy of each code: (P,).
@@ -88,6 +89,8 @@ class RangeEnergy:
     decode: G, codes (P, k) -> (P, 1, h, w), any differentiable callable; operator: K, linear or not; y: (N, ...);
     latent_weight: λ, None for Bayes' σ². A method of a `Prior` brings its own derivatives, which are faster.
     """
+
+    fades = True
 
     def __init__(
         self, decode: Callable[[Tensor], Tensor], operator: object, y: Tensor, sigma: float, latent_weight: float | None
@@ -150,7 +153,7 @@ class RelaxedEnergy:
     search may end at a jump.
     """
 
-    latent_precision = 1.0
+    latent_precision, fades = 1.0, True
 
     def __init__(
         self, moments: Callable, basis: Tensor, shape: tuple[int, int], operator: object, y: Tensor, sigma: float
@@ -352,6 +355,169 @@ class RelaxedEnergy:
         return (self._gain(z, rows, c, v, noise, start) @ self.basis.T).reshape(-1, 1, *self.shape)
 
 
+class ModulatedEnergy(RelaxedEnergy):
+    """The relaxed energy where Σ(z) = D U diag(v(z)) Uᵀ D: what v(z) draws is multiplied by a gain in every pixel.
+
+    moments: codes (P, k) -> mean and variance v of Uᵀx, (P, n), and gains g (P, B); fields: (B, n), D = diag(g fields),
+    positive; the rest as in `RelaxedEnergy`. B(z) = K D U is linear in the gains, Σ_b g_b K diag(fields_b) U, and S has
+    no structure left, whatever K is; but K = I without noise, where S⁻½ = diag(v)^{-½} Uᵀ D⁻¹ stands there.
+    """
+
+    def __init__(
+        self,
+        moments: Callable,
+        fields: Tensor,
+        basis: Tensor,
+        shape: tuple[int, int],
+        operator: object,
+        y: Tensor,
+        sigma: float,
+    ):
+        self.moments, self.fields, self.basis, self.shape = moments, fields, basis, shape
+        self.operator, self.sigma, self.y = operator, sigma, y.flatten(1)
+        self.constant = self.y.shape[1] / 2 * LOG_2_PI
+        self.operator_matrix = self.matrix = self.parts = None  # K, K U, and K diag(fields_b) U for each b
+        m, n = self.y.shape[1], len(basis)
+        if hasattr(operator, "A_adjoint"):
+            self.operator_matrix = as_matrix(operator, shape, basis)
+            self.matrix = self.operator_matrix @ basis
+            self.parts = (self.operator_matrix * fields[:, None]) @ basis
+        self.whitened = isinstance(operator, Identity) and sigma == 0
+        self.fades = not self.whitened  # its noise alone makes S dense
+        # Temporaries of 32 MB, as in `_size_chunks`
+        self.chunk = 256 if self.whitened else max(1, 2**23 // (3 * m * n + 4 * m**2))
+        self.model_chunk = max(1, 2**23 // (8 * n**2 + 4 * m * n))
+
+    def _modulated(self, c: Tensor, gains: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """K x at coefficients c (P, m), B(z) (P, m, n), and K's Jacobian in pixels where K is not linear (P, m, n)."""
+        if self.matrix is not None:
+            return c @ self.matrix.T, (gains @ self.parts.flatten(1)).unflatten(1, self.matrix.shape), None
+        predicted, jacobian = self._linearise(c)
+        jacobian = jacobian @ self.basis.T
+        return predicted, (jacobian * (gains @ self.fields)[:, None]) @ self.basis, jacobian
+
+    def _covariance(self, spread: Tensor, v: Tensor) -> Tensor:
+        """S without further noise: (P, m, m)."""
+        covariance = (spread * v[:, None]) @ spread.mT
+        covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
+        return covariance
+
+    def _noisy_covariance(self, z: Tensor, spread: Tensor, v: Tensor, noise: Tensor | None) -> Tensor:
+        """S, and S + s S(0) with noise s (P,): (P, m, m)."""
+        covariance = self._covariance(spread, v)
+        if noise is not None:
+            c, v, gains = self.moments(torch.zeros_like(z[:1]))
+            covariance += noise[:, None, None] * self._covariance(self._modulated(c, gains)[1], v)
+        return covariance
+
+    def _root(self, z: Tensor, c: Tensor, v: Tensor, gains: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        """K x, B, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
+        predicted, spread, jacobian = self._modulated(c, gains)
+        if self.whitened and noise is None:
+            d = gains @ self.fields
+            root = self.basis.T / d[:, None] / v.sqrt()[:, :, None]
+            return predicted, spread, jacobian, root, v.log().sum(1) + 2 * d.log().sum(1)
+        return predicted, spread, jacobian, *_inverse_root(self._noisy_covariance(z, spread, v, noise))
+
+    def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
+        c, v, gains = self.moments(z)
+        noise = None if noise is None or not noise.any() else noise
+        if self.whitened and noise is None:
+            d = gains @ self.fields
+            white = (self.y[rows] - c @ self.basis.T) / d @ self.basis
+            return self._energy(z, rows, (white.square() / v).sum(1), v.log().sum(1) + 2 * d.log().sum(1))
+        predicted, spread, _ = self._modulated(c, gains)
+        factor = _cholesky(self._noisy_covariance(z, spread, v, noise))
+        white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
+        return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
+
+    def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+        added = z.new_full((len(z),), noise) if noise else None
+        predicted, _, _, root, log_determinant = self._root(z, *self.moments(z), added)
+        y = self.y[rows]
+        left = torch.cat([root, -(root @ predicted.unsqueeze(2))], 2)
+        misfit = (left @ torch.cat([y.T, y.new_ones(1, len(y))])).square_().sum(1)
+        return 0.5 * (misfit + (log_determinant + z.square().sum(1))[:, None]) + self.constant
+
+    def _slopes(self, rows: Tensor, v: Tensor, predicted: Tensor, spread: Tensor, root: Tensor) -> tuple[Tensor, ...]:
+        """W = R B, R r, and the misfit's and log det S's slopes along K x, v and the gains."""
+        w, white = root @ spread, root @ (self.y[rows] - predicted).unsqueeze(2)
+        solved, a = root.mT @ white, (white.mT @ w).squeeze(1)  # S⁻¹r and BᵀS⁻¹r
+        along_v = 0.5 * (w.square().sum(1) - a.square())
+        along_spread = (root.mT @ w - solved * a[:, None]) * v[:, None]  # (S⁻¹ - S⁻¹r rᵀS⁻¹) B diag(v)
+        return w, white, -solved.squeeze(2), along_v, along_spread.flatten(1) @ self.parts.flatten(1).T
+
+    def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if self.whitened or self.matrix is None:
+            return differentiated(self.value, z, rows)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            c, v, gains = self.moments(z)
+        found = [moment.detach() for moment in (c, v, gains)]
+        predicted, spread, _, root, log_determinant = self._root(z.detach(), *found)
+        _, white, along, along_v, along_gains = self._slopes(rows, found[1], predicted, spread, root)
+        energy = self._energy(z.detach(), rows, white.square().sum((1, 2)), log_determinant)
+        with torch.enable_grad():  # what has the energy's gradient
+            twin = (along @ self.matrix * c).sum() + (along_v * v).sum() + (along_gains * gains).sum()
+            return energy, torch.autograd.grad(twin + 0.5 * z.square().sum(), z)[0]
+
+    def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient, and Fisher matrix (R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j) + I, Δ = R dS Rᵀ along each code.
+
+        With W = R B, Q = R K and Y = U diag(v) Wᵀ, Δ = W diag(dv) Wᵀ + Q diag(dd) Y + (Q diag(dd) Y)ᵀ: all traces are
+        quadratic forms in dv and dd, of Hadamard products of n × n matrices.
+        """
+        (c, v, gains), (c_columns, v_columns, gains_columns) = with_columns(self.moments, z)
+        predicted, spread, jacobian, root, _ = self._root(z, c, v, gains)
+        if self.matrix is not None:
+            w, _, along, along_v, along_gains = self._slopes(rows, v, predicted, spread, root)
+            gradient = torch.einsum("pnk,pn->pk", c_columns, along @ self.matrix) + z
+            gradient += torch.einsum("pnk,pn->pk", v_columns, along_v)
+            gradient += torch.einsum("pbk,pb->pk", gains_columns, along_gains)
+            projected, q = root @ (self.matrix @ c_columns), root @ self.operator_matrix
+        else:  # S changes with K's Jacobian too, which only the gradient knows
+            gradient = self.value_and_gradient(z, rows)[1]
+            w, projected, q = root @ spread, root @ (jacobian @ (self.basis @ c_columns)), root @ jacobian
+        y = self.basis @ (v.unsqueeze(2) * w.mT)
+        d_columns = self.fields.T @ gains_columns
+        yq = y @ q
+        mixed = (w.mT @ q) * (y @ w).mT
+        along_v = 0.5 * (w.mT @ w).square_() @ v_columns + mixed @ d_columns
+        along_d = (yq * yq.mT).addcmul_(y @ y.mT, q.mT @ q) @ d_columns + mixed.mT @ v_columns
+        fisher = projected.mT @ projected + v_columns.mT @ along_v + d_columns.mT @ along_d
+        fisher.diagonal(dim1=1, dim2=2).add_(1.0)
+        return gradient, fisher
+
+    def _conditioned(self, z: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        """E[x | y, z], or a draw of it by Matheron's rule: (P, 1, h, w)."""
+        c, v, gains = self.moments(z)
+        d = gains @ self.fields
+        predicted, spread, _ = self._modulated(c, gains)
+        residual, own = self.y[rows] - predicted, torch.zeros_like(v)
+        if generator is not None:
+            own = v.sqrt() * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
+            noise = self.sigma * torch.randn(residual.shape, generator=generator, dtype=v.dtype).to(v.device)
+            residual = residual - noise - (spread @ own.unsqueeze(2)).squeeze(2)
+        solved = torch.cholesky_solve(residual.unsqueeze(2), _cholesky(self._covariance(spread, v)))
+        own = own + v * (spread.mT @ solved).squeeze(2)
+        return (c @ self.basis.T + d * (own @ self.basis.T)).reshape(-1, 1, *self.shape)
+
+    def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
+        """E[x | y, z] = G(z) + Σ(z) Kᵀ S(z)⁻¹ (y - K G(z)): (P, 1, h, w)."""
+        return self._conditioned(z, rows, None)
+
+    def draw(self, z: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """One x ~ p(x | y, z) for each code, exact for linear K: (P, 1, h, w)."""
+        return self._conditioned(z, rows, generator)
+
+
+def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> RelaxedEnergy:
+    """The relaxed energy of a `Prior` with a residual model, of the kind that its covariance asks for."""
+    if prior.fields is None:
+        return RelaxedEnergy(prior.moments, prior.basis, prior.shape, operator, y, sigma)
+    return ModulatedEnergy(prior.moments, prior.fields, prior.basis, prior.shape, operator, y, sigma)
+
+
 def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:
     """The lower factor of each matrix (P, m, m), NaN where there is none, which no solver accepts as an energy.
 
@@ -381,6 +547,25 @@ def _inverse(factor: Tensor, largest: int = 16) -> Tensor:
     rest = inverse[:, half:, half:] = _inverse(factor[:, half:, half:], largest)
     inverse[:, half:, :half] = -(rest @ (factor[:, half:, :half] @ corner))
     return inverse
+
+
+def _inverse_root(covariance: Tensor, largest: int = 16) -> tuple[Tensor, Tensor]:
+    """The inverse of the Cholesky factor of S (P, m, m), and log det S (P,), NaN where there is none.
+
+    By halves, as `_cholesky` and `_inverse`, and in less time than one after the other.
+    """
+    m = covariance.shape[1]
+    if m <= largest:
+        factor = _cholesky(covariance)
+        return _inverse(factor, m), _log_determinant(factor)
+    half = m // 2
+    inverse = torch.zeros_like(covariance)
+    corner, log_determinant = _inverse_root(covariance[:, :half, :half], largest)
+    below = covariance[:, half:, :half] @ corner.mT
+    rest, further = _inverse_root(torch.baddbmm(covariance[:, half:, half:], below, below.mT, alpha=-1), largest)
+    inverse[:, :half, :half], inverse[:, half:, half:] = corner, rest
+    inverse[:, half:, :half] = -(rest @ (below @ corner))
+    return inverse, log_determinant + further
 
 
 def _log_determinant(factor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -51,6 +52,16 @@ def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Te
             z, slope = with_slope(layer, z)
             rows = slope.unsqueeze(1) * rows
     return z, rows.mT
+
+
+def gain_fields(shape: tuple[int, int], grid: int = 4) -> Tensor:
+    """Bumps that add up to 1 in every pixel: bilinear interpolation from a coarse grid, (at most grid², h w)."""
+    axes = []
+    for size in shape:
+        count = min(grid, size)
+        knots = (np.arange(count) + 0.5) * size / count - 0.5
+        axes.append([np.interp(np.arange(size), knots, bump) for bump in np.eye(count)])
+    return torch.from_numpy(np.kron(*axes))
 
 
 class Coefficients(nn.Module):
@@ -121,9 +132,12 @@ class Decoder(nn.Module):
     """G: code (N, k) -> standardised DCT coefficients (N, n), beside it the variance v of what G leaves out.
 
     `noise` is None (no residual model), "constant" (one sigma for all pixels), or a network's v(z): "dct", one variance
-    for each DCT coefficient, or "pixel". A linear path beside the network makes PCA the model's starting point.
+    for each DCT coefficient, or "pixel". "modulated" is "dct" with another network's gains d(z), by which what v(z)
+    draws is multiplied in the pixels: texture on one side of an edge, none on the other, which no v can say alone.
+    A linear path beside the network makes PCA the model's starting point.
     """
 
+    LOG_GAIN = 3.0  # most and least of a gain's logarithm
     LOG_VARIANCE = (-7.0, 2.0)  # of standardised coefficients: keeps e^v and its gradient in range
 
     def __init__(
@@ -135,9 +149,21 @@ class Decoder(nn.Module):
         self.body = nn.Sequential(*mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], n)
         self.linear = nn.Linear(latent_size, n, bias=False)
-        self.log_variance = mlp([latent_size, *hidden, n], activation) if noise in ("dct", "pixel") else None
+        varying = noise in ("dct", "modulated", "pixel")
+        self.log_variance = mlp([latent_size, *hidden, n], activation) if varying else None
         self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
         self.by_pixel = noise == "pixel"
+        self.log_gain = None
+        if noise == "modulated":
+            self.add_gains(latent_size, hidden, activation)
+
+    def add_gains(self, latent_size: int, hidden: list[int], activation: str) -> None:
+        """Gains d(z) beside v(z), all 1 until they are trained."""
+        fields = gain_fields(self.coefficients.shape).float()
+        self.register_buffer("fields", fields, persistent=False)
+        self.log_gain = mlp([latent_size, *hidden, len(fields)], activation)
+        nn.init.zeros_(self.log_gain[-1].weight)
+        nn.init.zeros_(self.log_gain[-1].bias)
 
     def forward(self, code: Tensor) -> Tensor:
         """Mean of the standardised coefficients: (N, k) -> (N, n)."""
@@ -156,6 +182,19 @@ class Decoder(nn.Module):
         raw, tangents = with_columns(self.log_variance, code, columns)
         variance, slope = with_slope(self._variance_of, raw)
         return variance, slope.unsqueeze(2) * tangents
+
+    def gains(self, code: Tensor) -> Tensor:
+        """How much of each of `fields` the gain d is made of, d = gains @ fields: (N, k) -> (N, fields)."""
+        return self._gains_of(self.log_gain(code))
+
+    def gains_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """`gains`, and their tangents for code tangents (k, j): (N, fields) and (N, fields, j)."""
+        raw, tangents = with_columns(self.log_gain, code, columns)
+        gains, slope = with_slope(self._gains_of, raw)
+        return gains, slope.unsqueeze(2) * tangents
+
+    def _gains_of(self, raw: Tensor) -> Tensor:
+        return (self.LOG_GAIN * torch.tanh(raw / self.LOG_GAIN)).exp()
 
     def _variance_of(self, raw: Tensor) -> Tensor:
         # A smooth clamp: the gradient never dies, and second-order methods see no kink.

@@ -127,6 +127,7 @@ class _Training(Settings):
 
 
 class Residual(_Training):
+    noise: Literal["dct", "modulated"]
     code_weight: NonNegative | None
 
 
@@ -135,7 +136,7 @@ class TrainAE(_Training):
 
 
 class TrainVAE(_Training):
-    noise: Literal["fixed", "learned", "pixel", "dct"]
+    noise: Literal["fixed", "learned", "pixel", "dct", "modulated"]
     sigma: Annotated[float, Field(ge=1e-4, le=1e3)]
     objective: Literal["elbo", "chapter"]
     beta: NonNegative

@@ -203,6 +203,19 @@ def importance_samples(
     return z, log_joint(energy, z) - proposal.log_density(z)
 
 
+def laplace_samples(
+    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, draws: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Samples (N, S, k) from so many weighed `draws` each of the Laplace mixture as it is, and log p(y), (N,).
+
+    For a mean where the posterior is nearly Gaussian around its modes; its tails ask for `importance_samples`.
+    """
+    proposal = laplace_mixture(energy, modes)
+    z = proposal.sample(draws * samples, generator)
+    log_weight = log_joint(energy, z) - proposal.log_density(z)
+    return _take(z, _resample(log_weight, samples, generator)), _mean_and_effective(log_weight)[0]
+
+
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     """log mean w and the effective share (Σw)² / (S Σw²) over the last axis."""
     samples = log_weight.shape[-1]
@@ -236,15 +249,17 @@ def smc(
     Both pass by what no draw of the prior is near to, which a search of modes finds: `found` are the samples
     (N, S, k), log evidence (N,) and its standard error (N,) of importance sampling, whose few distinct codes are moved
     (`_move`) before they count. Each of the three estimates p(y), nearly without bias, so their mean does too; samples
-    come from each in proportion. Returns the samples, log p(y) and its standard error: of the three's own, or of their
-    spread where that is more. None of it knows of a mode that no sample found.
+    come from each in proportion. Two where the energy does not fade. Returns the samples, log p(y) and its standard
+    error: of the estimates' own, or of their spread where that is more. None of it knows of a mode that no sample
+    found.
     """
     z, log_evidence, error = found
     samples, k = z.shape[1:]
     nothing, all_of_it = torch.zeros_like(log_evidence), torch.ones_like(log_evidence)
     likelihood, start = _log_likelihood(energy, z, nothing), torch.full_like(log_evidence, 0.7)
     z, _, _ = _move(energy, z, likelihood, all_of_it, nothing, start, generator, refreshed)
-    paths = [annealed_smc(energy, samples, k, generator, refreshed, path) for path in (TEMPERING, FADING)]
+    ways = (TEMPERING, FADING) if energy.fades else (TEMPERING,)
+    paths = [annealed_smc(energy, samples, k, generator, refreshed, path) for path in ways]
     paths.append((z, log_evidence, error))
     evidence = torch.stack([evidence for _, evidence, _ in paths]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     share = evidence.softmax(0)
@@ -277,7 +292,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = pool or min(8 * energy.chunk, 2**16)  # more draws where a draw costs less
+    pool = pool or min(max(8 * energy.chunk, 1024, 4 * samples), 2**16)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
@@ -455,10 +470,11 @@ def _numbers(y: Tensor) -> Tensor:
 
 
 class _Rows:
-    """An energy of some of its problems, numbered anew."""
+    """An energy of some of its problems (P,), numbered anew."""
 
     def __init__(self, energy: Energy, rows: Tensor):
         self.energy, self.rows, self.chunk, self.y = energy, rows, energy.chunk, energy.y[rows]
+        self.fades = energy.fades
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor) -> Tensor:
         return self.energy.value(z, self.rows[rows], noise)

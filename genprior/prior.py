@@ -29,10 +29,11 @@ class Prior(nn.Module):
     `code_mean + code_factor t(z)`, after the density fitted to its codes: one Gaussian, t(z) = z, or a mixture of so
     many `components` (`MixtureTransport`). v is None for a prior without a residual model.
 
-    U is the DCT, or the identity where v is the pixels' variance.
+    U is the DCT, or the identity where v is the pixels' variance. Where noise is "modulated", the covariance is
+    D U diag(v) Uᵀ D with D = diag(d(z)): the gains of `fields`, smooth over the patch.
 
-    shape: (h, w) of a patch; noise: None, "constant", "dct" or "pixel", see `Decoder`; encoder: "none", "plain" (a
-    code) or "variational" (its mean and log-variance of z); flow: whether T is one.
+    shape: (h, w) of a patch; noise: None, "constant", "dct", "modulated" or "pixel", see `Decoder`; encoder: "none",
+    "plain" (a code) or "variational" (its mean and log-variance of z); flow: whether T is one.
     """
 
     def __init__(
@@ -76,6 +77,13 @@ class Prior(nn.Module):
             self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
         self.config["flow"] = True
 
+    def add_gains(self) -> None:
+        """Make a residual model of noise "dct" a "modulated" one, the same until it is trained."""
+        with torch.random.fork_rng(devices=[]):
+            self.decoder.add_gains(self.latent_size, self.config["hidden"], self.config["activation"])
+        self.decoder.to(self.code_mean)
+        self.config["noise"] = "modulated"
+
     @property
     def has_residual(self) -> bool:
         """Whether v(z) is modelled."""
@@ -86,6 +94,11 @@ class Prior(nn.Module):
         """U of the residual covariance U diag(v) Uᵀ: (n, n)."""
         dct = self.coefficients.basis
         return torch.eye(len(dct), dtype=dct.dtype, device=dct.device) if self.decoder.by_pixel else dct
+
+    @property
+    def fields(self) -> Tensor | None:
+        """Of which the gain d(z) is made, d = gains @ fields: (B, n pixels); None where there is none."""
+        return None if self.decoder.log_gain is None else self.decoder.fields
 
     @property
     def is_variational(self) -> bool:
@@ -105,14 +118,16 @@ class Prior(nn.Module):
         columns = self.code_factor @ self.transport.jacobian(standard)
         return self.code_mean + standard @ self.code_factor.T, columns
 
-    def moments(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and variance of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None."""
+    def moments(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Mean and variance v of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None; gains (N, B) where there are any."""
         code = self.code(z if self.flow is None else self.flow(z))
         mean = self.coefficients.restore(self.decoder(code))
-        return mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean, self.decoder.variance(code)
+        mean = mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean
+        gains = () if self.fields is None else (self.decoder.gains(code),)
+        return mean, self.decoder.variance(code), *gains
 
-    def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """`moments` and their Jacobians: two (N, n), then two (N, n, k)."""
+    def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`moments` and their Jacobians: two (N, n), then two (N, n, k); of gains (N, B) and (N, B, k)."""
         if self.flow is None:
             code, columns = self.code_with_columns(z)
         else:
@@ -124,7 +139,17 @@ class Prior(nn.Module):
         mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
         if self.decoder.by_pixel:
             mean, mean_columns = mean @ self.coefficients.basis.T, self.coefficients.basis @ mean_columns
-        return (mean, variance), (mean_columns, variance_columns)
+        if self.fields is None:
+            return (mean, variance), (mean_columns, variance_columns)
+        gains, gains_columns = self.decoder.gains_with_columns(code, columns)
+        return (mean, variance, gains), (mean_columns, variance_columns, gains_columns)
+
+    def residual_log_likelihood(self, residual: Tensor, variance: Tensor, gains: Tensor | None = None) -> Tensor:
+        """log N(Uᵀx - mean; 0, its covariance) of what `moments` gave: residual (N, n) -> (N,), in nats."""
+        if gains is None:
+            return gaussian_log_likelihood(residual, variance)
+        d = gains @ self.fields
+        return gaussian_log_likelihood((residual @ self.basis.T / d) @ self.basis, variance) - d.log().sum(1)
 
     def through(self, matrix: Tensor) -> "Observed":
         """K G for a linear operator's matrix K (m, n), as one network."""
@@ -176,9 +201,17 @@ class Prior(nn.Module):
         z = torch.randn(count, self.latent_size, generator=generator).to(device)
         if not residual:
             return self.decode(z)
-        mean, variance = self.moments(z)
-        mean = mean + variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
-        return (mean @ self.basis.T).reshape(-1, 1, *self.shape)
+        mean, variance, *gains = self.moments(z)
+        drawn = variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
+        return self.synthesise(mean, drawn, *gains)
+
+    def synthesise(self, mean: Tensor, residual: Tensor, gains: Tensor | None = None) -> Tensor:
+        """U mean + D U residual, of what `moments` gave and a draw of N(0, diag v): (N, n) twice -> (N, 1, h, w)."""
+        if gains is None:
+            x = (mean + residual) @ self.basis.T
+        else:
+            x = mean @ self.basis.T + (gains @ self.fields) * (residual @ self.basis.T)
+        return x.reshape(-1, 1, *self.shape)
 
 
 class Observed(nn.Module):
@@ -212,10 +245,10 @@ def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict
     """
     mean, log_variance = encoder(x)
     z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
-    predicted, variance = prior.moments(z)
+    predicted, *spread = prior.moments(z)
     residual = x.flatten(1) @ prior.basis - predicted
     return {
-        "log_likelihood": gaussian_log_likelihood(residual, variance),
+        "log_likelihood": prior.residual_log_likelihood(residual, *spread),
         "kl": kl_standard_normal(mean, log_variance),
         "squared_error": residual.square().sum(1),
     }
@@ -238,7 +271,7 @@ class _Config(Settings):
     latent_size: Size
     hidden: Hidden
     activation: Activation
-    noise: Literal["constant", "dct", "pixel"] | None
+    noise: Literal["constant", "dct", "modulated", "pixel"] | None
     encoder: Literal["none", "plain", "variational"]
     components: Components = 1
     flow: bool = False
@@ -256,6 +289,8 @@ def load_prior(
             config = json.loads((file.metadata() or {})["prior"])
             # Copied out of the mapped file: its alignment would reach the last bits of sums.
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `dvc repro` trains the priors") from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
     except Exception:  # whatever json says of what is none

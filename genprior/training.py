@@ -14,7 +14,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from genprior.losses import gaussian_log_likelihood
 from genprior.networks import Encoder
 from genprior.params import InputError, Params, Residual
 from genprior.patches import draw_batch
@@ -160,6 +159,9 @@ def fit_residual(
     """
     prior.requires_grad_(False)
     fitted = torch.nn.ModuleList([encoder.requires_grad_(True), prior.decoder.log_variance.requires_grad_(True)])
+    if settings.noise == "modulated":
+        prior.add_gains()
+        fitted.append(prior.decoder.log_gain)
     if settings.code_weight is not None and prior.latent_size > 1:  # a flow moves one half of the codes by the other
         prior.add_flow()
         fitted.append(prior.flow)
@@ -196,18 +198,18 @@ def check_residual(prior: Prior, encoder: Encoder, train: Tensor, held_out: Tens
     train, held_out: x in [0, 1], (N, 1, h, w); the covariance is that of the training patches' residuals.
     """
 
-    def residuals(x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = prior.moments(encoder(x)[0])
-        return x.flatten(1) @ prior.basis - mean, variance
+    def residuals(x: Tensor) -> tuple[Tensor, ...]:
+        mean, *spread = prior.moments(encoder(x)[0])
+        return x.flatten(1) @ prior.basis - mean, *spread
 
-    known, _ = residuals(train)
+    known, *_ = residuals(train)
     covariance = (known.T @ known / len(known)).double()
     if not covariance.isfinite().all() or torch.linalg.cholesky_ex(covariance).info:
         raise InputError("the residuals' covariance came out as no such matrix: training diverged; try a smaller lr")
-    residual, variance = residuals(held_out)
+    residual, *spread = residuals(held_out)
     constant = torch.distributions.MultivariateNormal(torch.zeros_like(covariance[0]), covariance)
     n = residual.shape[1]
     return {
-        "residual_log_likelihood": gaussian_log_likelihood(residual, variance).mean().item() / n,
+        "residual_log_likelihood": prior.residual_log_likelihood(residual, *spread).mean().item() / n,
         "residual_log_likelihood_constant": constant.log_prob(residual.double()).mean().item() / n,
     }

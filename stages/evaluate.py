@@ -10,12 +10,21 @@ import sys
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, Energy, Inversion, Modes, RangeEnergy, RelaxedEnergy, screen, search
+from genprior.inversion import CONVERGED, Energy, Inversion, Modes, RangeEnergy, relaxed_energy, screen, search
 from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.posterior import ANNEALED, TEMPERING, Posterior, annealed_smc, dominant, log_joint, sample_posterior
+from genprior.posterior import (
+    ANNEALED,
+    TEMPERING,
+    Posterior,
+    annealed_smc,
+    dominant,
+    laplace_samples,
+    log_joint,
+    sample_posterior,
+)
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
@@ -28,8 +37,7 @@ def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evalua
     """What is minimised for a posed problem; λ weighs the latent prior of `range`, Bayes' σ² by default."""
     if constraint == "range":
         return RangeEnergy(prior.decode, problem.operator, problem.y, problem.sigma, settings.latent_weight)
-    basis = prior.basis
-    return RelaxedEnergy(prior.moments, basis, prior.shape, problem.operator, problem.y, problem.sigma)
+    return relaxed_energy(prior, problem.operator, problem.y, problem.sigma)
 
 
 def starting_codes(prior: Prior, count: int, patches: int, seed: int) -> Tensor:
@@ -53,10 +61,19 @@ def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
     return search(energy, starts, iterations, audition=iterations)
 
 
-def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
-    """The code and image of each patch, with so many starts and iterations: the deepest, relaxed the dominant mode."""
-    modes = find_modes(energy, starts_of(prior, energy, solver.starts, seed), solver.iterations)
+def modes_of(prior: Prior, energy: Energy, solver: Search, seed: int) -> Modes:
+    """Where searches of each patch ended, from so many starts and with so many iterations."""
+    return find_modes(energy, starts_of(prior, energy, solver.starts, seed), solver.iterations)
+
+
+def chosen(energy: Energy, modes: Modes) -> Inversion:
+    """The code and image of each patch: the deepest mode, relaxed the dominant one."""
     return modes.best(energy) if isinstance(energy, RangeEnergy) else dominant(energy, modes)
+
+
+def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
+    """The code and image of each patch, with so many starts and iterations."""
+    return chosen(energy, modes_of(prior, energy, solver, seed))
 
 
 def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
@@ -83,14 +100,25 @@ def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, samples: int,
     return sample_posterior(energy, modes, samples, torch.Generator().manual_seed(seed))
 
 
-def posterior_mean(energy: Energy, k: int, samples: int, seed: int) -> Tensor:
-    """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w)."""
+def posterior_mean(energy: Energy, modes: Modes, samples: int, seed: int) -> Tensor:
+    """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w).
+
+    Of annealed samples, which find what is wide or bent, and of importance samples around the modes, which find what is
+    narrow; each in proportion to the evidence p(y) that it finds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    near, near_evidence = laplace_samples(energy, modes, samples, generator)
     # A mean asks less of the samples than their tails do.
-    z, _, _ = annealed_smc(energy, samples, k, torch.Generator().manual_seed(seed), 0.25, TEMPERING, pool=4096)
-    rows = torch.arange(len(z), device=z.device).repeat_interleave(samples)
-    parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
-    x = torch.cat([energy.estimate(*part) for part in parts])
-    return x.unflatten(0, (len(z), samples)).mean(1)
+    far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.25, TEMPERING, pool=4096)
+    rows = torch.arange(len(near), device=near.device).repeat_interleave(samples)
+
+    def average(z: Tensor) -> Tensor:
+        parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
+        x = torch.cat([energy.estimate(*part) for part in parts])
+        return x.unflatten(0, (len(z), samples)).mean(1)
+
+    share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # NaN: neither found any
+    return torch.lerp(average(near), average(far), share[:, None, None, None])
 
 
 def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
@@ -109,7 +137,7 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
 
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
-    energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, Identity(), x, 0.0)
+    energy = relaxed_energy(prior, Identity(), x, 0.0)
     posterior = posterior_of(prior, energy, settings, settings.posterior_samples, seed)
     n = x[0].numel()
     per_pixel = posterior.log_evidence / n
@@ -129,7 +157,7 @@ def lower_bounds(prior: Prior, x: Tensor, draws: int, seed: int) -> dict[str, fl
     log w = log p(x | z) + log p(z) - log q(z | x): E log w <= E log mean w <= log p(x). Burda et al. 2016, theorem 1.
     """
     mean, log_variance = prior.encoder(x)
-    energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, Identity(), x, 0.0)
+    energy = relaxed_energy(prior, Identity(), x, 0.0)
     noise = torch.randn(len(x), draws, mean.shape[1], generator=torch.Generator().manual_seed(seed)).to(mean)
     z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
     log_q = -0.5 * (noise.square() + log_variance[:, None] + LOG_2_PI).sum(2)
@@ -168,14 +196,15 @@ def main() -> None:
         for constraint in own:
             energy = energy_of(prior, problem, constraint, settings)
             solver = getattr(settings, constraint)
-            found = restore(prior, energy, solver, seed)
+            modes = modes_of(prior, energy, solver, seed)
+            found = chosen(energy, modes)
             row = values[constraint][problem.name] = problem.measures(x, found.x)
             row["converged"] = found.status.count(CONVERGED) / len(x)
             row["solver_gap"] = solver_gap(prior, energy, solver, settings.solver_patches, seed)
             if constraint == "range":
                 row["added_mse"] = row["mse"] - bias
             else:
-                mean = posterior_mean(energy, prior.latent_size, settings.mean_samples, seed)
+                mean = posterior_mean(energy, modes, settings.mean_samples, seed)
                 values["mean"][problem.name] = problem.measures(x, mean)
                 restored["mean"].append(mean)
                 spread, samples = uncertainty(

@@ -85,10 +85,9 @@ def images(prior: Prior, z: Tensor, residual: bool, seed: int) -> Tensor:
     """
     if not residual:
         return prior.decode(z)
-    mean, variance = prior.moments(z)
+    mean, variance, *gains = prior.moments(z)
     draw = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(seed))
-    mean = mean + variance.sqrt() * draw.to(mean.device)
-    return (mean @ prior.basis.T).reshape(-1, 1, *prior.shape)
+    return prior.synthesise(mean, variance.sqrt() * draw.to(mean.device), *gains)
 
 
 def between(prior: Prior, pairs: int, columns: int, residual: bool, seed: int) -> Tensor:

@@ -41,7 +41,7 @@ def train(
     """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
     shape, k = patches.shape[2:], network.latent_size
     n = shape[0] * shape[1]
-    noise = settings.noise if settings.noise in ("dct", "pixel") else "constant"
+    noise = settings.noise if settings.noise in ("dct", "modulated", "pixel") else "constant"
     prior = Prior(shape, **network.model_dump(), noise=noise, encoder="variational")
     prior.coefficients.fit(to_unit(patches.cpu()))
     if noise == "constant":

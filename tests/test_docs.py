@@ -166,7 +166,7 @@ def test_dotted_keys_are_parameters_or_metrics(name, values):
 
 def test_example_in_the_docstring_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    save_prior(Prior((16, 16), 20, [8], "silu", "dct"), tmp_path / "data/models/vae.safetensors")
+    save_prior(Prior((16, 16), 20, [8], "silu", "modulated"), tmp_path / "data/models/vae.safetensors")
     monkeypatch.chdir(tmp_path)
     assert "data/models/vae.safetensors" in genprior.__doc__
     done = doctest.testmod(genprior)

@@ -118,8 +118,9 @@ def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
     # two numbers about four codes: the posterior is wide and bent
     few = params.problems["cs_10"].model_copy(update={"measurements": 2})
     energy = evaluate.energy_of(prior, pose({"cs_2": few}, own, 0)[0], "relaxed", SETTINGS)
-    mode = evaluate.restore(prior, energy, SETTINGS.relaxed, 0).x
-    mean = evaluate.posterior_mean(energy, 4, 64, 0)
+    modes = evaluate.modes_of(prior, energy, SETTINGS.relaxed, 0)
+    mode = evaluate.chosen(energy, modes).x
+    mean = evaluate.posterior_mean(energy, modes, 64, 0)
     gain = ((mode - own).square() - (mean - own).square()).flatten(1).mean(1)
     assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
 

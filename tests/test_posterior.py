@@ -1,6 +1,7 @@
 """Posterior and evidence against closed forms (probabilistic PCA), quadrature, and calibration by simulation."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t
 
 from genprior.images import dct_basis
-from genprior.inversion import Modes, RangeEnergy, RelaxedEnergy, _by_parts, screen, search
+from genprior.inversion import (
+    Modes,
+    ModulatedEnergy,
+    RangeEnergy,
+    RelaxedEnergy,
+    _by_parts,
+    relaxed_energy,
+    screen,
+    search,
+)
+from genprior.networks import gain_fields
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
 from genprior.posterior import (
@@ -147,12 +158,27 @@ def grid():
     return z, (side[1] - side[0]) ** 2
 
 
+FIELDS = gain_fields(SHAPE, 2)
+
+
+def modulated_moons(z):
+    """`two_moons` with gains."""
+    return *two_moons(z), torch.exp(0.4 * torch.tanh(z[:, 1:] * torch.linspace(-1, 1, len(FIELDS))))
+
+
 @pytest.mark.parametrize("force", [None, ANNEALED])
-def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, force):
-    operator = gaussian_sensing(SHAPE, 6, draw)
+@pytest.mark.parametrize("kind", ["relaxed", "modulated", "all pixels, modulated"])
+def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, force):
     truth = torch.tensor([[1.2, 0.4], [-0.9, -1.0], [0.2, 0.5]])
-    y = operator.A((two_moons(truth)[0] @ BASIS.T).reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(3, 6, generator=draw)
-    energy = RelaxedEnergy(two_moons, BASIS, SHAPE, operator, y, 0.1)
+    x = (two_moons(truth)[0] @ BASIS.T).reshape(-1, 1, *SHAPE) + 0.2 * torch.randn(3, 1, *SHAPE, generator=draw)
+    if kind == "all pixels, modulated":  # as log p(x) is found
+        energy = ModulatedEnergy(modulated_moons, FIELDS, BASIS, SHAPE, Identity(), x, 0.0)
+    else:
+        operator = gaussian_sensing(SHAPE, 6, draw)
+        y = operator.A(x) + 0.1 * torch.randn(3, 6, generator=draw)
+        energy = RelaxedEnergy(two_moons, BASIS, SHAPE, operator, y, 0.1)
+        if kind == "modulated":
+            energy = ModulatedEnergy(modulated_moons, FIELDS, BASIS, SHAPE, operator, y, 0.1)
     modes = search(energy, torch.randn(8, 3, 2, generator=draw), 60)
     samples = 8_000
     posterior = sample_posterior(energy, modes, samples, draw, minimum_effective=2.0 if force else 0.0)
@@ -282,7 +308,7 @@ class Bumps:
     the prior is sure of its images.
     """
 
-    chunk, CENTRE, WIDTH = 1024, 5.0, 0.05
+    chunk, fades, CENTRE, WIDTH = 1024, True, 5.0, 0.05
 
     def __init__(self, problems):
         self.y = torch.zeros(problems, 1)
@@ -334,14 +360,16 @@ def small_decoder(draw, k=4):
     return lambda z: (torch.tanh(z @ inner.T) @ outer.T, 0.05 * torch.exp(torch.tanh(z @ spread.T)))
 
 
-def simulate(draw, moments, basis, shape, k, operator, sigma, problems):
+def simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields=None):
     """Truths from the prior, measured: codes (N, k), images (N, n), the energy of each."""
     truth = torch.randn(problems, k, generator=draw)
-    mean, variance = moments(truth)
-    x = ((mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ basis.T).reshape(-1, 1, *shape)
+    mean, variance, *gains = moments(truth)
+    residual = (variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ basis.T
+    x = (mean @ basis.T + (gains[0] @ fields * residual if gains else residual)).reshape(-1, 1, *shape)
     y = operator.A(x)
     y = y + sigma * torch.randn(y.shape, generator=draw)
-    return truth, x.flatten(1), RelaxedEnergy(moments, basis, shape, operator, y, sigma)
+    prior = SimpleNamespace(moments=moments, basis=basis, shape=shape, fields=fields)
+    return truth, x.flatten(1), relaxed_energy(prior, operator, y, sigma)
 
 
 def ranks_of(truth, energy, z):
@@ -366,9 +394,9 @@ def assert_uniform(ranks, samples):
         assert (empirical - uniform).abs().max() < band
 
 
-def calibrate(draw, moments, basis, shape, k, operator, sigma, problems, minimum_effective=0.5, thin=3):
+def calibrate(draw, moments, basis, shape, k, operator, sigma, problems, minimum_effective=0.5, thin=3, fields=None):
     """Simulation-based calibration (Talts et al. 2018): ranks of truths among 99 posterior samples; x drawn, x true."""
-    truth, x, energy = simulate(draw, moments, basis, shape, k, operator, sigma, problems)
+    truth, x, energy = simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields)
     modes = search(energy, screen(energy, torch.randn(2048, k, generator=draw), 4), 40, audition=40)
     posterior = sample_posterior(energy, modes, 99 * thin, draw, minimum_effective)
     drawn = energy.draw(posterior.z[:, 0], torch.arange(problems), draw).flatten(1)
@@ -412,13 +440,13 @@ def test_annealing_survives_fewer_samples_than_codes(draw, path):
 def test_calibration_of_a_trained_decoder(patches):
     torch.manual_seed(0)
     settings = TrainVAE(
-        steps=400, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0, chapter_steps=1
+        steps=400, batch_size=128, lr=0.005, noise="modulated", sigma=0.1, objective="elbo", beta=1.0, chapter_steps=1
     )
     prior, _ = train_vae.train(patches, patches, Network(latent_size=4, hidden=[32], activation="silu"), settings, 0)
     prior.requires_grad_(False)
     draw, shape = torch.Generator().manual_seed(0), (8, 8)
     operator = gaussian_sensing(shape, 12, draw)
-    ranks, _, _ = calibrate(draw, prior.moments, prior.basis, shape, 4, operator, 0.01, 300)
+    ranks, _, _ = calibrate(draw, prior.moments, prior.basis, shape, 4, operator, 0.01, 300, fields=prior.fields)
     assert_uniform(ranks, 99)
 
 
@@ -435,6 +463,7 @@ def test_calibration_of_the_pipelines_priors(params, name, problem):
     prior, draw = load_prior(path), torch.Generator().manual_seed(0)
     settings = params.problems[problem]
     operator = build_operator(settings, prior.shape, draw)
-    basis = prior.basis
-    ranks, _, _ = calibrate(draw, prior.moments, basis, prior.shape, 20, operator, settings.sigma, 400)
+    ranks, _, _ = calibrate(
+        draw, prior.moments, prior.basis, prior.shape, 20, operator, settings.sigma, 400, fields=prior.fields
+    )
     assert_uniform(ranks, 99)

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from genprior.inversion import with_columns
-from genprior.networks import Coefficients
+from genprior.networks import Coefficients, gain_fields
 from genprior.operators import GaussianBlur, as_matrix
 from genprior.params import InputError
 from genprior.patches import to_unit
@@ -39,6 +39,8 @@ def test_coefficients_standardise_and_invert(patches):
         ("pixel", "none", 1, False),
         ("dct", "plain", 3, True),
         ("dct", "variational", 1, True),
+        ("modulated", "variational", 1, False),
+        ("modulated", "plain", 3, True),
     ],
 )
 def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, components, flow):
@@ -143,7 +145,14 @@ def test_samples_have_the_moments_that_the_prior_states(patches, noise):
 
 @pytest.mark.parametrize(
     ("noise", "components", "flow"),
-    [("constant", 1, False), ("dct", 1, False), ("pixel", 1, True), ("dct", 1, True), ("dct", 3, True)],
+    [
+        ("constant", 1, False),
+        ("dct", 1, False),
+        ("pixel", 1, True),
+        ("dct", 1, True),
+        ("dct", 3, True),
+        ("modulated", 3, True),
+    ],
 )
 def test_own_derivatives_are_forward_modes(patches, noise, components, flow):
     prior = build(noise, "plain", components, flow).double()
@@ -165,6 +174,37 @@ def test_own_derivatives_are_forward_modes(patches, noise, components, flow):
     torch.testing.assert_close(observed(z), expected)
     torch.testing.assert_close(predicted, expected)
     torch.testing.assert_close(jacobian, expected_jacobian)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 12), (3, 5)])
+def test_gain_fields_interpolate_bilinearly(shape):
+    """As torch does; they add up to 1."""
+    fields = gain_fields(shape)
+    grid = tuple(min(4, size) for size in shape)
+    knots = torch.eye(len(fields), dtype=torch.float64).reshape(-1, 1, *grid)
+    expected = torch.nn.functional.interpolate(knots, size=shape, mode="bilinear", align_corners=False).flatten(1)
+    torch.testing.assert_close(fields, expected)
+    torch.testing.assert_close(fields.sum(0), torch.ones(len(fields.T), dtype=torch.float64))
+
+
+def test_gains_modulate_what_samples_add_to_the_mean(patches):
+    """x given z is N(G(z), D U diag(v) Uᵀ D): the samples' covariance, and the density that training maximises."""
+    prior = build("modulated")
+    prior.coefficients.fit(to_unit(patches))
+    with torch.no_grad():
+        for layer in (prior.decoder.linear, prior.decoder.mean, prior.decoder.log_variance[-1]):
+            layer.weight.zero_()
+        prior.decoder.log_gain[-1].weight.zero_()  # nothing depends on z now
+        prior.decoder.log_gain[-1].bias.copy_(torch.linspace(-1, 1, 16))
+        x = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1).double()
+        prior.double()
+        mean, variance, gains = prior.moments(torch.zeros(1, 3).double())
+        root = (gains @ prior.fields).T * prior.basis
+        law = torch.distributions.MultivariateNormal(prior.basis @ mean[0], (root * variance) @ root.T)
+        covariance = law.covariance_matrix
+        torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0, atol=0.05 * covariance.max().item())
+        found = prior.residual_log_likelihood(x[:9] @ prior.basis - mean, variance, gains)
+        torch.testing.assert_close(found, law.log_prob(x[:9]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_flow_moves_codes_of_the_residual_model_alone(patches):

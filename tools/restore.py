@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from genprior import images
-from genprior.inversion import RelaxedEnergy, screen, search
+from genprior.inversion import relaxed_energy, screen, search
 from genprior.operators import Identity, Inpainting, Measured, pose
 from genprior.params import InputError, Params, Search, load_params
 from genprior.posterior import dominant, sample_posterior
@@ -84,7 +84,7 @@ def simulated(x: Tensor, name: str, params: Params, shape: tuple, stride: int) -
 
 def restore(prior: Prior, problem: Measured, solver: Search, samples: int, draw: torch.Generator) -> Tensor:
     """The patches of a problem at their dominant modes, or the mean over posterior samples: (N, 1, h, w)."""
-    energy = RelaxedEnergy(prior.moments, prior.basis, prior.shape, problem.operator, problem.y, problem.sigma)
+    energy = relaxed_energy(prior, problem.operator, problem.y, problem.sigma)
     count = min(2048, SCREENED * len(problem.y))
     pool = torch.randn(count, prior.latent_size, generator=draw).to(problem.y.device)
     modes = search(energy, screen(energy, pool, solver.starts), solver.iterations, audition=solver.iterations)

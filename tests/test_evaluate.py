@@ -155,6 +155,7 @@ def test_lower_bounds_of_the_exact_posterior_are_the_likelihood():
         moments=lambda z: (z @ weight.T, torch.full((len(z), n), variance)),
         basis=torch.eye(n),
         shape=(3, 4),
+        fields=None,
     )
     covariance = weight @ weight.T + variance * torch.eye(n)
     expected = MultivariateNormal(torch.zeros(n), covariance).log_prob(x.flatten(1)).mean().item() / n

@@ -28,7 +28,7 @@ BAD = [
     ("train_ae.learning_rate", 0.1, "train_ae.learning_rate is not a parameter"),
     ("nonsense", {}, "nonsense is not a parameter"),
     ("train_vae.noise", "pink", "train_vae.noise = 'pink'"),
-    ("train_vae.objective", "chapter", "train_vae.noise = 'dct'"),
+    ("train_vae.objective", "chapter", "train_vae.noise = 'modulated'"),
     ("device", "tpu", "device = 'tpu'"),
     ("seed", -1, "seed = -1"),
     ("network.hidden", [], "network.hidden = []"),

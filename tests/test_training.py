@@ -15,7 +15,7 @@ from genprior.networks import Encoder
 from genprior.operators import pose
 from genprior.params import CompressedSensing, Network, Residual, TrainAE, TrainDiscriminative, TrainGAN, TrainVAE
 from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
-from genprior.prior import Prior, elbo_terms
+from genprior.prior import Prior, elbo_terms, load_prior, save_prior
 from genprior.quality import psnr_db, squared_mmd
 from genprior.stage import write_array
 from genprior.training import check_residual, fit_residual
@@ -230,6 +230,27 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
         assert densities[2] == pytest.approx(standard, abs=0.1)  # their law, which no density fits better
     else:
         assert densities[2] > standard + 0.1  # of these codes, which are no Gaussian, and not of draws of one
+
+
+def test_residual_model_takes_gains(patches, tmp_path):
+    """They begin at 1, are trained, and are in the file."""
+    torch.manual_seed(0)
+    prior = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
+    prior.coefficients.fit(to_unit(patches))
+    settings = Residual(steps=20, batch_size=64, lr=0.01, noise="modulated", code_weight=None)
+    fit_residual(prior, prior.encoder, patches, settings, 0)
+    z = torch.randn(5, 4)
+    gains = prior.moments(z)[2]
+    assert (gains - 1).abs().max() > 1e-3
+    save_prior(prior, tmp_path / "prior.safetensors")
+    assert torch.equal(load_prior(tmp_path / "prior.safetensors").moments(z)[2], gains)
+    fresh = Prior((8, 8), **NETWORK.model_dump(), noise="dct")
+    before = fresh.moments(z)
+    fresh.add_gains()
+    mean, variance, gains = fresh.moments(z)
+    assert torch.equal(mean, before[0])
+    assert torch.equal(variance, before[1])
+    assert (gains == 1).all()
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):

@@ -345,12 +345,14 @@ class Params(Settings):
             for name, extra in (("residual", flow), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
             for block in [getattr(self, name)]
         ]
+        modulated = [name for name in ("residual", "train_vae") if getattr(self, name).noise == "modulated"]
         return [
             ("network.hidden", 3 * weights(coder)),  # encoder, decoder, variances
             ("train_gan.discriminator_hidden", weights(rival)),
             ("train_discriminative.hidden", weights(single)),
             ("network.latent_size", 64 * k * max(n, *self.network.hidden)),  # Jacobians
             *batches,
+            *((f"{name}.noise", 20 * n**2) for name in modulated),  # S, and what it is with each gain alone
             ("train_ae.code_components", 8 * k**2 * self.train_ae.code_components),
             ("train_discriminative.batch_size", 4 * sum(single) * self.train_discriminative.batch_size),
             ("evaluate.patches", restored * max(n * len(self.problems), 4096)),

@@ -1,8 +1,8 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
-A Laplace mixture at the best modes is fitted twice to draws of its own; importance sampling weighs fresh ones, which
-gives the effective sample size and the evidence p(y). Where that size is low, sequential Monte Carlo goes from the
-prior to the posterior along two paths, which finds what no mode stands for.
+Importance sampling weighs draws of a Laplace mixture at the best modes, and of fits of it to its draws where they have
+to be, which gives the effective sample size and the evidence p(y). Where that size is low, sequential Monte Carlo goes
+from the prior to the posterior along two paths, which finds what no mode stands for.
 """
 
 import math
@@ -18,7 +18,8 @@ from genprior.losses import LOG_2_PI
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"
 FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
-DRAWS = 8  # weighed for each posterior sample
+DRAWS = (4, 8, 32)  # weighed for each posterior sample: of the proposal, of its first fit, of its second
+WIDER = 1.2  # than modes and draws say: weights of what a narrow proposal rarely reaches are large and seldom seen
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Mixture:
     centre: Tensor
     factor: Tensor
     DEGREES, PRIOR_SHARE = 20.0, 0.02
+
+    def of(self, rows: Tensor) -> "Mixture":
+        """The mixtures of some of the problems, (P,)."""
+        return Mixture(self.log_weight[rows], self.centre[rows], self.factor[rows])
 
     def sample(self, samples: int, generator: torch.Generator) -> Tensor:
         """(N, S, k), the components drawn by their weights."""
@@ -166,12 +171,8 @@ def sample_posterior(
     Problems where the effective share of `importance_samples` is below `minimum_effective` go through `smc`: a few
     samples that carry the weight look more alike than the posterior is, and hide what the modes do not stand for.
     """
-    z, log_weight = importance_samples(energy, laplace_mixture(energy, modes), samples, generator)
-    evidence, share = _mean_and_effective(log_weight)
-    drawn = log_weight.shape[1]
-    error = ((1 / share - 1) / drawn).sqrt()  # delta method
-    effective = (share * drawn / samples).clamp_max(1.0)
-    z = _take(z, _resample(log_weight, samples, generator))
+    proposal = laplace_mixture(energy, modes)
+    z, evidence, error, effective = importance_samples(energy, proposal, samples, generator, minimum_effective)
     poor = ~(effective >= minimum_effective)  # true for NaN: no sample was possible
     if poor.any():
         part = _Rows(energy, poor.nonzero().squeeze(1))
@@ -179,41 +180,71 @@ def sample_posterior(
     return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
-def importance_samples(
-    energy: Energy, proposal: Mixture, samples: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Codes (N, T, k) and log w (N, T), w = p(y, z) / q(z), T = 8 · samples; log p(y) = log E w.
+def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.Generator) -> Tensor:
+    """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w).
 
-    q is the proposal, fitted in two rounds to draws of its own and a fifth wider than that. Only draws that no fit has
-    seen are weighed: a mixture fitted to draws is high where they are, and their weights would look too even and sum
-    to too little. The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
-    """
-    k = proposal.centre.shape[2]
-    pilot = min(max(2 * k * (k + 3), samples), DRAWS * samples)  # four for each number of a Gaussian
-    proposals, drawn, joint = [], [], []
-    for _ in range(2):
-        proposals.append(proposal)
-        drawn.append(proposal.sample(pilot, generator))
-        joint.append(log_joint(energy, drawn[-1]))
-        z = torch.cat(drawn, 1)
-        density = torch.stack([proposal.log_density(z) for proposal in proposals]).logsumexp(0)
-        proposal = proposal.refitted(z, torch.cat(joint, 1) - density)
-    proposal = replace(proposal, factor=proposal.factor / 1.2)
-    z = proposal.sample(DRAWS * samples, generator)
-    return z, log_joint(energy, z) - proposal.log_density(z)
-
-
-def laplace_samples(
-    energy: Energy, modes: Modes, samples: int, generator: torch.Generator, draws: int = 2
-) -> tuple[Tensor, Tensor]:
-    """Samples (N, S, k) from so many weighed `draws` each of the Laplace mixture as it is, and log p(y), (N,).
-
-    For a mean where the posterior is nearly Gaussian around its modes; its tails ask for `importance_samples`.
+    Of weighed draws of the Laplace mixture as it is, two for each sample, which find what is narrow, and of annealed
+    samples, which find what is wide or bent; each in proportion to the evidence p(y) that it finds. A mean asks less of
+    its samples than their tails do.
     """
     proposal = laplace_mixture(energy, modes)
-    z = proposal.sample(draws * samples, generator)
+    z = proposal.sample(2 * samples, generator)
     log_weight = log_joint(energy, z) - proposal.log_density(z)
-    return _take(z, _resample(log_weight, samples, generator)), _mean_and_effective(log_weight)[0]
+    near, near_evidence = _take(z, _resample(log_weight, samples, generator)), _mean_and_effective(log_weight)[0]
+    far, far_evidence, _ = annealed_smc(energy, samples, z.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
+    rows = _numbers(energy.y).repeat_interleave(samples)
+
+    def average(z: Tensor) -> Tensor:
+        x = _by_parts(energy.estimate, z.flatten(0, 1), rows, energy.chunk)
+        return x.unflatten(0, (len(z), samples)).mean(1)
+
+    share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # NaN: neither found any
+    return torch.lerp(average(near), average(far), share[:, None, None, None])
+
+
+def importance_samples(
+    energy: Energy, proposal: Mixture, samples: int, generator: torch.Generator, enough: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes (N, S, k) resampled by weight, log p(y), its standard error, and the effective size over S, (N,) each.
+
+    Draws are weighed by w = p(y, z) / q(z), log p(y) = log E w; q is the proposal, a fifth wider. Where their effective
+    size is less than `enough` of S, q is fitted to all draws so far, and more draws, of that, are weighed (`DRAWS`). No
+    fit weighs what it has seen: it is high where those draws are, and their weights would look too even and sum to too
+    little. The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
+    """
+    at_once = max(1, 2**24 // (DRAWS[-1] * samples * proposal.centre.shape[2]))  # memory grows with no batch's size
+    parts = [
+        _importance_samples(_Rows(energy, rows), proposal.of(rows), samples, generator, enough)
+        for rows in _numbers(energy.y).split(at_once)
+    ]
+    return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+
+
+def _importance_samples(
+    energy: Energy, fitted: Mixture, samples: int, generator: torch.Generator, enough: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    todo, found, seen = _numbers(energy.y), None, []
+    for draws in DRAWS:
+        proposal = replace(fitted, factor=fitted.factor / WIDER)
+        z = proposal.sample(draws * samples, generator)
+        joint = log_joint(_Rows(energy, todo), z)
+        log_weight = joint - proposal.log_density(z)
+        evidence, share = _mean_and_effective(log_weight)
+        error = ((1 / share - 1) / (draws * samples)).clamp_min(0).sqrt()  # delta method
+        effective = (draws * share).clamp_max(1.0)
+        new = (_take(z, _resample(log_weight, samples, generator)), evidence, error, effective)
+        found = found or tuple(torch.empty_like(part) for part in new)
+        for whole, part in zip(found, new, strict=True):
+            whole[todo] = part
+        poor = (~(effective >= enough)).nonzero().squeeze(1)  # true for NaN
+        if draws == DRAWS[-1] or len(poor) == 0:
+            return found
+        todo = todo[poor]
+        seen = [(old.of(poor), z[poor], joint[poor]) for old, z, joint in [*seen, (proposal, z, joint)]]
+        z, joint = torch.cat([z for _, z, _ in seen], 1), torch.cat([joint for *_, joint in seen], 1)
+        density = torch.stack([old.log_density(z) + math.log(own.shape[1]) for old, own, _ in seen]).logsumexp(0)
+        possible = joint.isfinite().any(1, keepdim=True)  # else there is nothing that weights could say
+        fitted = fitted.of(poor).refitted(z, torch.where(possible, joint - density, 0.0))
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,7 +311,7 @@ def annealed_smc(
     generator: torch.Generator,
     refreshed: float,
     path: str,
-    pool: int | None = None,
+    largest_pool: int = 2**16,
     most: int = 200,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sequential Monte Carlo along one of `smc`'s paths: samples (N, samples, k), log p(y) and its standard error (N,).
@@ -292,7 +323,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = pool or min(max(8 * energy.chunk, 1024, 4 * samples), 2**16)  # more draws where a draw costs less
+    pool = min(max(8 * energy.chunk, 1024, 4 * samples), largest_pool)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
@@ -476,7 +507,7 @@ class _Rows:
         self.energy, self.rows, self.chunk, self.y = energy, rows, energy.chunk, energy.y[rows]
         self.fades = energy.fades
 
-    def value(self, z: Tensor, rows: Tensor, noise: Tensor) -> Tensor:
+    def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.energy.value(z, self.rows[rows], noise)
 
     def cross(self, z: Tensor, rows: Tensor, noise: float) -> Tensor:

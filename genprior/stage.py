@@ -64,6 +64,7 @@ def set_up(params: Params) -> "torch.device":
     torch.set_num_threads(params.threads)
     threadpool_limits(params.threads)  # and of NumPy's BLAS, which else takes as many as there are cores
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # what is overwritten at once
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = params.device
     if name == "auto":

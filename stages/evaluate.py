@@ -15,16 +15,7 @@ from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.posterior import (
-    ANNEALED,
-    TEMPERING,
-    Posterior,
-    annealed_smc,
-    dominant,
-    laplace_samples,
-    log_joint,
-    sample_posterior,
-)
+from genprior.posterior import ANNEALED, Posterior, dominant, log_joint, posterior_mean, sample_posterior
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, steps, write_array, write_metrics
@@ -98,27 +89,6 @@ def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, samples: int,
     """So many posterior samples for each of an energy's problems."""
     modes = find_modes(energy, starts_of(prior, energy, 4, seed), settings.relaxed.iterations)
     return sample_posterior(energy, modes, samples, torch.Generator().manual_seed(seed))
-
-
-def posterior_mean(energy: Energy, modes: Modes, samples: int, seed: int) -> Tensor:
-    """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w).
-
-    Of annealed samples, which find what is wide or bent, and of importance samples around the modes, which find what is
-    narrow; each in proportion to the evidence p(y) that it finds.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    near, near_evidence = laplace_samples(energy, modes, samples, generator)
-    # A mean asks less of the samples than their tails do.
-    far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.25, TEMPERING, pool=4096)
-    rows = torch.arange(len(near), device=near.device).repeat_interleave(samples)
-
-    def average(z: Tensor) -> Tensor:
-        parts = zip(z.flatten(0, 1).split(energy.chunk), rows.split(energy.chunk), strict=True)
-        x = torch.cat([energy.estimate(*part) for part in parts])
-        return x.unflatten(0, (len(z), samples)).mean(1)
-
-    share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # NaN: neither found any
-    return torch.lerp(average(near), average(far), share[:, None, None, None])
 
 
 def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
@@ -204,7 +174,7 @@ def main() -> None:
             if constraint == "range":
                 row["added_mse"] = row["mse"] - bias
             else:
-                mean = posterior_mean(energy, modes, settings.mean_samples, seed)
+                mean = posterior_mean(energy, modes, settings.mean_samples, torch.Generator().manual_seed(seed))
                 values["mean"][problem.name] = problem.measures(x, mean)
                 restored["mean"].append(mean)
                 spread, samples = uncertainty(

@@ -19,6 +19,7 @@ from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, as_matrix
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
+LAPACK_FROM = 192  # rows of a matrix
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
 
 
@@ -383,27 +384,28 @@ class ModulatedEnergy(RelaxedEnergy):
 
     def _prepare(self) -> None:
         m, n = self.y.shape[1], len(self.basis)
-        pixels = isinstance(self.operator, Identity)
-        self.whitened = pixels and self.sigma == 0
+        is_identity = isinstance(self.operator, Identity)
+        self.whitened = is_identity and self.sigma == 0
         self.fades = not self.whitened  # its noise alone makes S dense
-        self.squares = self.parts = None
+        self.products_by_axis = self.parts = None
         if self.matrix is not None:
             self.operator_matrix = self.matrix @ self.basis.T  # K
             self.parts = (self.operator_matrix * self.fields[:, None]) @ self.basis  # K diag(fields_b) U for each b
         # The DCT of two axes is one of each after the other, U = U_h ⊗ U_w, and so is U diag(v) Uᵀ: a matrix product
         # with products of rows for each axis, (h h, h) and (w w, w), in a fifth of the time
         axes = [torch.from_numpy(dct_basis(*side)).to(self.basis) for side in ((self.shape[0], 1), (1, self.shape[1]))]
-        if pixels and torch.allclose(torch.kron(*axes), self.basis, rtol=0, atol=1e-5):
-            self.squares = [(axis[:, None] * axis).flatten(0, 1) for axis in axes]
+        if is_identity and torch.allclose(torch.kron(*axes), self.basis, rtol=0, atol=1e-5):
+            self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in axes]
         # 16 MB of temporaries, as in `_size_chunks`
-        self.chunk = 256 if self.whitened else max(1, 2**22 // (4 * m**2 + (0 if self.squares else 3 * m * n)))
+        self.dense_chunk = max(1, 2**22 // (4 * m**2 + (0 if self.products_by_axis else 3 * m * n)))
+        self.chunk = 256 if self.whitened else self.dense_chunk
         self.model_chunk = max(1, 2**23 // (8 * n**2 + 4 * m * n))
 
-    def _linearise(self, c: Tensor) -> tuple[Tensor, Tensor]:
+    def _linearise_in_pixels(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """K x and the Jacobian of K in pixels at coefficients c (P, n): (P, m), and (m, n) or (P, m, n)."""
         if self.matrix is not None:
             return c @ self.matrix.T, self.operator_matrix
-        predicted, jacobian = super()._linearise(c)
+        predicted, jacobian = self._linearise(c)
         return predicted, jacobian @ self.basis.T
 
     def _spread(self, jacobian: Tensor, gains: Tensor) -> Tensor:
@@ -414,12 +416,13 @@ class ModulatedEnergy(RelaxedEnergy):
 
     def _covariance(self, jacobian: Tensor, v: Tensor, gains: Tensor) -> Tensor:
         """S without further noise: (P, m, m)."""
-        if self.squares is None:
+        if self.products_by_axis is None:
             spread = self._spread(jacobian, gains)
             covariance = (spread * v[:, None]) @ spread.mT
         else:
             h, w = self.shape
-            by_axes = self.squares[0] @ (v.unflatten(1, self.shape) @ self.squares[1].T)  # (P, h h, w w)
+            first, second = self.products_by_axis
+            by_axes = first @ (v.unflatten(1, self.shape) @ second.T)  # (P, h h, w w)
             covariance = by_axes.reshape(-1, h, h, w, w).transpose(2, 3).reshape(-1, h * w, h * w)
             d = gains @ self.fields
             covariance *= d[:, :, None]
@@ -432,7 +435,7 @@ class ModulatedEnergy(RelaxedEnergy):
         covariance = self._covariance(jacobian, v, gains)
         if noise is not None:
             c, v, gains = self.moments(torch.zeros_like(z[:1]))
-            covariance += noise[:, None, None] * self._covariance(self._linearise(c)[1], v, gains)
+            covariance += noise[:, None, None] * self._covariance(self._linearise_in_pixels(c)[1], v, gains)
         return covariance
 
     def _white_pixels(self, v: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
@@ -442,7 +445,7 @@ class ModulatedEnergy(RelaxedEnergy):
 
     def _root(self, z: Tensor, c: Tensor, v: Tensor, gains: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
-        predicted, jacobian = self._linearise(c)
+        predicted, jacobian = self._linearise_in_pixels(c)
         if self.whitened and noise is None:
             d, log_determinant = self._white_pixels(v, gains)
             return predicted, jacobian, self.basis.T / d[:, None] / v.sqrt()[:, :, None], log_determinant
@@ -455,12 +458,14 @@ class ModulatedEnergy(RelaxedEnergy):
             d, log_determinant = self._white_pixels(v, gains)
             white = (self.y[rows] - c @ self.basis.T) / d @ self.basis
             return self._energy(z, rows, (white.square() / v).sum(1), log_determinant)
-        predicted, jacobian = self._linearise(c)
+        predicted, jacobian = self._linearise_in_pixels(c)
         factor = _cholesky(self._noisy_covariance(z, jacobian, v, gains, noise))
         white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
         return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
 
     def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+        if len(z) > self.dense_chunk:
+            return torch.cat([self.cross(part, rows, noise) for part in z.split(self.dense_chunk)])
         added = z.new_full((len(z),), noise) if noise else None
         predicted, _, root, log_determinant = self._root(z, *self.moments(z), added)
         y = self.y[rows]
@@ -523,7 +528,7 @@ class ModulatedEnergy(RelaxedEnergy):
         """E[x | y, z], or a draw of it by Matheron's rule: (P, 1, h, w)."""
         c, v, gains = self.moments(z)
         d = gains @ self.fields
-        predicted, jacobian = self._linearise(c)
+        predicted, jacobian = self._linearise_in_pixels(c)
         residual, own = self.y[rows] - predicted, torch.zeros_like(v)
         if generator is not None:
             own = v.sqrt() * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
@@ -552,11 +557,11 @@ def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> 
 def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:
     """The lower factor of each matrix (P, m, m), NaN where there is none, which no solver accepts as an energy.
 
-    Halves above `largest`, so that matrix products do most of the work: at m = 100 on a CPU in half LAPACK's time. From
-    some 200 LAPACK does so itself, and better.
+    Halves above `largest`, so that matrix products do most of the work: at m = 100 on a CPU in half LAPACK's time. Of
+    more than `LAPACK_FROM` rows LAPACK does so itself, and better.
     """
     m = covariance.shape[1]
-    if m <= largest or m > 192:
+    if m <= largest or m > LAPACK_FROM:
         factor, failed = torch.linalg.cholesky_ex(covariance)
         return torch.where((failed > 0)[:, None, None], torch.nan, factor) if failed.any() else factor
     factor, half = torch.zeros_like(covariance), m // 2

@@ -18,7 +18,8 @@ from genprior.losses import LOG_2_PI
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"
 FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
-DRAWS = (4, 8, 32)  # weighed for each posterior sample: of the proposal, of its first fit, of its second
+DRAWS = (4, 8, 32)  # for each posterior sample: of the proposal, of its first fit, of its second
+PROMISED = 4.0  # times the effective size that is asked for: fresh draws keep half of what pilots promise, or less
 WIDER = 1.2  # than modes and draws say: weights of what a narrow proposal rarely reaches are large and seldom seen
 
 
@@ -27,7 +28,7 @@ class Posterior:
     """Equally weighted samples of each problem and what is known of them.
 
     z: (N, S, k). log_evidence: log p(y) in nats, (N,), and its standard error. effective: the effective sample size of
-    the importance weights as a share of S, (N,), in (0, 1]: what the proposals were worth. method: N strings.
+    the weighed draws as a share of S, (N,), at most 1. Where no code explains y, -inf and NaN. method: N strings.
     """
 
     z: Tensor
@@ -126,14 +127,15 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     z = modes.z.reshape(-1, k)
     fisher = _by_parts(energy.model, z, rows, energy.model_chunk)[1]
     factor, failed = torch.linalg.cholesky_ex(fisher)
-    usable = (failed == 0) & modes.energy.flatten().isfinite()
-    # A mode without curvature or energy gets no weight; the prior's share remains.
+    usable = (failed == 0) & modes.energy.flatten().isfinite() & z.isfinite().all(1)
+    # A mode without curvature or energy gets no weight beside another, and stands for the prior where there is none.
     factor = torch.where(usable[:, None, None], factor, torch.eye(k, dtype=z.dtype, device=z.device))
+    centre = torch.where(usable[:, None], z, 0.0).reshape(count, problems, k)
     log_weight = -modes.energy.flatten() - factor.diagonal(dim1=1, dim2=2).log().sum(1)
     log_weight = torch.where(usable, log_weight, -1e30).reshape(count, problems).log_softmax(0).T
     return Mixture(
         log_weight + math.log(1 - Mixture.PRIOR_SHARE),
-        modes.z.transpose(0, 1),
+        centre.transpose(0, 1),
         factor.reshape(count, problems, k, k).transpose(0, 1),
     )
 
@@ -193,13 +195,14 @@ def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.
     near, near_evidence = _take(z, _resample(log_weight, samples, generator)), _mean_and_effective(log_weight)[0]
     far, far_evidence, _ = annealed_smc(energy, samples, z.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
     rows = _numbers(energy.y).repeat_interleave(samples)
+    share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # where none found any
+    share = share[:, None, None, None]
 
-    def average(z: Tensor) -> Tensor:
-        x = _by_parts(energy.estimate, z.flatten(0, 1), rows, energy.chunk)
-        return x.unflatten(0, (len(z), samples)).mean(1)
+    def part(z: Tensor, share: Tensor) -> Tensor:
+        x = _by_parts(energy.estimate, z.flatten(0, 1), rows, energy.chunk).unflatten(0, (len(z), samples)).mean(1)
+        return torch.where(share == 0, 0.0, share * x)  # codes that found nothing may have no image
 
-    share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # NaN: neither found any
-    return torch.lerp(average(near), average(far), share[:, None, None, None])
+    return part(near, 1 - share) + part(far, share)
 
 
 def importance_samples(
@@ -207,10 +210,11 @@ def importance_samples(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes (N, S, k) resampled by weight, log p(y), its standard error, and the effective size over S, (N,) each.
 
-    Draws are weighed by w = p(y, z) / q(z), log p(y) = log E w; q is the proposal, a fifth wider. Where their effective
-    size is less than `enough` of S, q is fitted to all draws so far, and more draws, of that, are weighed (`DRAWS`). No
-    fit weighs what it has seen: it is high where those draws are, and their weights would look too even and sum to too
-    little. The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
+    Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, where pilot
+    draws promise four times an effective size of `enough` of S; else its fit to them, where pilot draws of that do;
+    else a fit to both. The number of draws grows from one to the next (`DRAWS`). Pilot draws are not weighed: those
+    that a fit has seen lie where it is high, those that chose q look even, and both would sum to too little.
+    The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
     at_once = max(1, 2**24 // (DRAWS[-1] * samples * proposal.centre.shape[2]))  # memory grows with no batch's size
     parts = [
@@ -223,28 +227,43 @@ def importance_samples(
 def _importance_samples(
     energy: Energy, fitted: Mixture, samples: int, generator: torch.Generator, enough: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    todo, found, seen = _numbers(energy.y), None, []
+    todo, seen = _numbers(energy.y), []  # proposals, their draws and log p(y, z)
+    size = fitted.centre.new_empty(len(todo))
+    found = fitted.centre.new_empty(len(todo), samples, fitted.centre.shape[2]), size, size.clone(), size.clone()
     for draws in DRAWS:
         proposal = replace(fitted, factor=fitted.factor / WIDER)
-        z = proposal.sample(draws * samples, generator)
-        joint = log_joint(_Rows(energy, todo), z)
-        log_weight = joint - proposal.log_density(z)
-        evidence, share = _mean_and_effective(log_weight)
-        error = ((1 / share - 1) / (draws * samples)).clamp_min(0).sqrt()  # delta method
-        effective = (draws * share).clamp_max(1.0)
-        new = (_take(z, _resample(log_weight, samples, generator)), evidence, error, effective)
-        found = found or tuple(torch.empty_like(part) for part in new)
-        for whole, part in zip(found, new, strict=True):
-            whole[todo] = part
-        poor = (~(effective >= enough)).nonzero().squeeze(1)  # true for NaN
-        if draws == DRAWS[-1] or len(poor) == 0:
-            return found
+        poor = torch.zeros_like(todo, dtype=torch.bool)
+        if draws < DRAWS[-1]:
+            z = proposal.sample(draws * samples, generator)
+            joint = log_joint(_Rows(energy, todo), z)
+            promised = draws * _mean_and_effective(joint - proposal.log_density(z))[1]
+            poor = ~(promised >= PROMISED * enough)  # true for NaN
+        fine, poor = (~poor).nonzero().squeeze(1), poor.nonzero().squeeze(1)
+        if len(fine):
+            weighed = _weigh(_Rows(energy, todo[fine]), proposal.of(fine), draws * samples, samples, generator)
+            for whole, part in zip(found, weighed, strict=True):
+                whole[todo[fine]] = part
+        if len(poor) == 0:
+            break
         todo = todo[poor]
         seen = [(old.of(poor), z[poor], joint[poor]) for old, z, joint in [*seen, (proposal, z, joint)]]
         z, joint = torch.cat([z for _, z, _ in seen], 1), torch.cat([joint for *_, joint in seen], 1)
         density = torch.stack([old.log_density(z) + math.log(own.shape[1]) for old, own, _ in seen]).logsumexp(0)
         possible = joint.isfinite().any(1, keepdim=True)  # else there is nothing that weights could say
         fitted = fitted.of(poor).refitted(z, torch.where(possible, joint - density, 0.0))
+    return found
+
+
+def _weigh(
+    energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `importance_samples` returns, of so many draws of the proposal."""
+    z = proposal.sample(draws, generator)
+    log_weight = log_joint(energy, z) - proposal.log_density(z)
+    evidence, share = _mean_and_effective(log_weight)
+    error = ((1 / share - 1) / draws).clamp_min(0).sqrt()  # delta method
+    effective = (draws / samples * share).clamp_max(1.0)
+    return _take(z, _resample(log_weight, samples, generator)), evidence, error, effective
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -347,7 +366,8 @@ def annealed_smc(
         z[live], likelihood[live], reach[live] = _move(
             part, z[live], likelihood[live], power[live], noise[live], reach[live], generator, refreshed
         )
-        live = live[(power[live] < 1) | (noise[live] > 0)]
+        # what no code explains need not be annealed to its end
+        live = live[((power[live] < 1) | (noise[live] > 0)) & evidence[live].isfinite()]
         if len(live) == 0:
             break
     share = z.new_zeros(len(z), pool).scatter_add_(1, founder, torch.full_like(z[..., 0], 1 / samples))

@@ -355,7 +355,7 @@ def write_page(
         of_priors("in_range_psnr_db", 2, "relaxed"),
         "## What the priors know",
         "log p(x) of held-out patches in nats per pixel and its standard error over patches; for the learned priors "
-        "the error of the Monte Carlo estimate, and the median effective sample size of the fitted proposals as a "
+        "the error of the Monte Carlo estimate, and the median effective sample size of the weighed draws as a "
         "share of the samples, 1 at most. That error knows nothing of modes that no draw found:",
         markdown(
             by_method(

@@ -510,7 +510,7 @@ def test_range_energy_with_a_further_error_is_that_of_more_noise(draw):
     torch.testing.assert_close(found, noisier)
 
 
-@pytest.mark.parametrize("m", [5, 64, 65, 100, 150])
+@pytest.mark.parametrize("m", [5, 64, 65, 100, 150, 200])
 def test_cholesky_in_halves_is_lapacks(draw, m):
     matrix = torch.randn(4, m, m + 3, generator=draw)
     covariance = matrix @ matrix.mT / m

@@ -36,6 +36,7 @@ from genprior.posterior import (
     dominant,
     importance_samples,
     laplace_mixture,
+    posterior_mean,
     sample_posterior,
     smc,
 )
@@ -245,11 +246,13 @@ def test_dominant_mode_is_the_one_that_holds_most_not_the_deepest(draw):
     torch.testing.assert_close(laplace_mixture(energy, modes).log_weight.softmax(1)[0], shares)
 
 
+@pytest.mark.parametrize(("enough", "off"), [(0.0, 0.0), (0.5, 0.1), (0.5, 0.2), (2.0, 0.2)])
 @pytest.mark.parametrize("samples", [20, 100])
-def test_evidence_of_importance_sampling_has_no_bias(draw, samples):
+def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
     """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form.
 
-    Draws that a fit has seen, weighed by that fit, say a third to one nat too little here, and are sure of it.
+    As it comes, where pilots choose it or its fits, and through both fits. Draws that a fit has seen, weighed by that
+    fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are sure.
     """
     prior, sigma, repeats = Linear(draw), 0.5, 600
     prior.weight = torch.randn(N, 8, generator=draw)
@@ -257,12 +260,13 @@ def test_evidence_of_importance_sampling_has_no_bias(draw, samples):
     y = operator.A(torch.randn(1, 1, *SHAPE, generator=draw))
     energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, operator, y.expand(repeats, -1), sigma)
     found = laplace_mixture(energy, search(energy, torch.zeros(1, repeats, 8), 30))
-    poor = Mixture(found.log_weight, found.centre + 0.1, 1.3 * found.factor)
-    _, evidence, error, _ = importance_samples(energy, poor, samples, draw)
+    poor = Mixture(found.log_weight, found.centre + off, (1 + 3 * off) * found.factor)
+    _, evidence, error, _ = importance_samples(energy, poor, samples, draw, enough)
     exact = prior.closed_form(operator.matrix, y.flatten(), sigma)["evidence"]
     ratio = (evidence - exact).exp()
     assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / repeats**0.5)
-    assert ratio.std().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.2)
+    if (samples, off) != (20, 0.2):  # where few draws do not know how large a weight they have missed
+        assert ratio.std().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.2)
 
 
 @pytest.mark.parametrize("path", [TEMPERING, FADING])
@@ -369,12 +373,35 @@ class Impossible(Bumps):
 def test_a_problem_that_no_code_explains_leaves_the_others_alone(draw):
     energy = Impossible(3)
     modes = Modes(torch.zeros(2, 3, 2), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.long))
+    modes.z[:, 0], modes.energy[:, 0] = torch.nan, torch.inf
     posterior = sample_posterior(energy, modes, 200, draw)
     assert posterior.log_evidence[0] == -torch.inf
     assert posterior.effective[0].isnan()
     assert posterior.method == [ANNEALED, IMPORTANCE, IMPORTANCE]
     assert posterior.z.isfinite().all()
     np.testing.assert_allclose(posterior.log_evidence[1:].exp(), energy.wide, rtol=0.2)  # no start was near the other
+
+
+class Far(Bumps):
+    """An energy that is a number, and has an image, nowhere but within 1 of a code that the prior never draws."""
+
+    model_chunk = 8
+
+    def value(self, z, rows, noise=None):
+        distance = (z - torch.tensor([9.0, 0.0])).square().sum(1)
+        return torch.where(distance < 1, 50 * distance, torch.nan)
+
+    def model(self, z, rows):
+        return torch.zeros_like(z), 100 * torch.eye(2).expand(len(z), 2, 2)
+
+    def estimate(self, z, rows):
+        return torch.where(self.value(z, rows).isfinite(), z[:, 0], torch.nan).reshape(-1, 1, 1, 1)
+
+
+def test_posterior_mean_is_of_what_found_any(draw):
+    modes = Modes(torch.tensor([9.0, 0.0]).expand(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long))
+    mean = posterior_mean(Far(3), modes, 200, draw)
+    torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
 
 
 def small_decoder(draw, k=4):

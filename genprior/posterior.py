@@ -18,8 +18,10 @@ from genprior.losses import LOG_2_PI
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"
 FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
-DRAWS = (4, 8, 32)  # for each posterior sample: of the proposal, of its first fit, of its second
-PROMISED = 4.0  # times the effective size that is asked for: fresh draws keep half of what pilots promise, or less
+PILOTS, FITS = 200, 11  # draws that try a proposal, and how often it is fitted to them at most
+PROMISED = 8.0  # times the effective size that is asked for: of what few pilots promise, fresh draws keep a part
+WORTH = 2  # times as many fresh draws as pilots went before them end the fits, which would cost more than they save
+LEAST, MOST = 4, 32  # fresh draws for each sample
 WIDER = 1.2  # than modes and draws say: weights of what a narrow proposal rarely reaches are large and seldom seen
 
 
@@ -189,11 +191,8 @@ def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.
     samples, which find what is wide or bent; each in proportion to the evidence p(y) that it finds. A mean asks less of
     its samples than their tails do.
     """
-    proposal = laplace_mixture(energy, modes)
-    z = proposal.sample(2 * samples, generator)
-    log_weight = log_joint(energy, z) - proposal.log_density(z)
-    near, near_evidence = _take(z, _resample(log_weight, samples, generator)), _mean_and_effective(log_weight)[0]
-    far, far_evidence, _ = annealed_smc(energy, samples, z.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
+    near, near_evidence, *_ = _weigh(energy, laplace_mixture(energy, modes), 2 * samples, samples, generator)
+    far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
     rows = _numbers(energy.y).repeat_interleave(samples)
     share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # where none found any
     share = share[:, None, None, None]
@@ -210,13 +209,15 @@ def importance_samples(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes (N, S, k) resampled by weight, log p(y), its standard error, and the effective size over S, (N,) each.
 
-    Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, where pilot
-    draws promise four times an effective size of `enough` of S; else its fit to them, where pilot draws of that do;
-    else a fit to both. The number of draws grows from one to the next (`DRAWS`). Pilot draws are not weighed: those
-    that a fit has seen lie where it is high, those that chose q look even, and both would sum to too little.
+    Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, or what it
+    becomes when it is fitted, again and again, to all pilot draws so far. It is taken once as many fresh draws as its
+    own pilots promise to be worth `PROMISED` times an effective size of `enough` of S are few beside all pilots, or
+    after `FITS`; of these there are at most `MOST` S. Pilot draws are not weighed: those that a fit has seen lie where
+    it is high, those that chose q look even, and both would sum to too little.
     The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
-    at_once = max(1, 2**24 // (DRAWS[-1] * samples * proposal.centre.shape[2]))  # memory grows with no batch's size
+    most = max(MOST * samples, (FITS + 1) * PILOTS)
+    at_once = max(1, 2**24 // (most * proposal.centre.shape[2]))  # memory grows with no batch's size
     parts = [
         _importance_samples(_Rows(energy, rows), proposal.of(rows), samples, generator, enough)
         for rows in _numbers(energy.y).split(at_once)
@@ -227,37 +228,38 @@ def importance_samples(
 def _importance_samples(
     energy: Energy, fitted: Mixture, samples: int, generator: torch.Generator, enough: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    todo, seen = _numbers(energy.y), []  # proposals, their draws and log p(y, z)
-    size = fitted.centre.new_empty(len(todo))
-    found = fitted.centre.new_empty(len(todo), samples, fitted.centre.shape[2]), size, size.clone(), size.clone()
-    for draws in DRAWS:
+    todo, found, proposals = _numbers(energy.y), [], []
+    pilots = fitted.centre[:, :0, :]  # what the proposals drew, its log p(y, z), and its density under all of them
+    joint = density = pilots.sum(2)
+    for fits in range(FITS + 1):
         proposal = replace(fitted, factor=fitted.factor / WIDER)
-        poor = torch.zeros_like(todo, dtype=torch.bool)
-        if draws < DRAWS[-1]:
-            z = proposal.sample(draws * samples, generator)
-            joint = log_joint(_Rows(energy, todo), z)
-            promised = draws * _mean_and_effective(joint - proposal.log_density(z))[1]
-            poor = ~(promised >= PROMISED * enough)  # true for NaN
-        fine, poor = (~poor).nonzero().squeeze(1), poor.nonzero().squeeze(1)
-        if len(fine):
-            weighed = _weigh(_Rows(energy, todo[fine]), proposal.of(fine), draws * samples, samples, generator)
-            for whole, part in zip(found, weighed, strict=True):
-                whole[todo[fine]] = part
+        z = proposal.sample(PILOTS, generator)
+        new_joint, own = log_joint(_Rows(energy, todo), z), proposal.log_density(z)
+        share = _mean_and_effective(new_joint - own)[1].nan_to_num()
+        draws = (PROMISED * enough / share).nan_to_num().ceil().clamp(LEAST, MOST)  # for each sample
+        taken = (draws * samples <= WORTH * (fits + 1) * PILOTS) | (fits == FITS)
+        for count in draws[taken].unique().tolist():
+            these = (taken & (draws == count)).nonzero().squeeze(1)
+            part = _Rows(energy, todo[these])
+            weighed = _weigh(part, proposal.of(these), int(count) * samples, samples, generator)
+            found.append((todo[these], *weighed))
+        poor = (~taken).nonzero().squeeze(1)
         if len(poor) == 0:
             break
-        todo = todo[poor]
-        seen = [(old.of(poor), z[poor], joint[poor]) for old, z, joint in [*seen, (proposal, z, joint)]]
-        z, joint = torch.cat([z for _, z, _ in seen], 1), torch.cat([joint for *_, joint in seen], 1)
-        density = torch.stack([old.log_density(z) + math.log(own.shape[1]) for old, own, _ in seen]).logsumexp(0)
+        new_density = torch.stack([old.log_density(z) for old in proposals] + [own]).logsumexp(0)
+        density = torch.cat([torch.logaddexp(density, proposal.log_density(pilots)), new_density], 1)[poor]
+        pilots, joint = torch.cat([pilots, z], 1)[poor], torch.cat([joint, new_joint], 1)[poor]
+        todo, proposals = todo[poor], [old.of(poor) for old in [*proposals, proposal]]
         possible = joint.isfinite().any(1, keepdim=True)  # else there is nothing that weights could say
-        fitted = fitted.of(poor).refitted(z, torch.where(possible, joint - density, 0.0))
-    return found
+        fitted = fitted.of(poor).refitted(pilots, torch.where(possible, joint - density, 0.0))
+    rows, *weighed = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tuple(part[rows.argsort()] for part in weighed)
 
 
 def _weigh(
     energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `importance_samples` returns, of so many draws of the proposal."""
+    """What `importance_samples` returns, of so many draws of this proposal."""
     z = proposal.sample(draws, generator)
     log_weight = log_joint(energy, z) - proposal.log_density(z)
     evidence, share = _mean_and_effective(log_weight)

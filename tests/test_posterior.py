@@ -251,8 +251,9 @@ def test_dominant_mode_is_the_one_that_holds_most_not_the_deepest(draw):
 def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
     """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form.
 
-    As it comes, where pilots choose it or its fits, and through both fits. Draws that a fit has seen, weighed by that
-    fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are sure.
+    As it comes, where pilots choose it or one of its fits, and through all fits. Draws that a fit has seen, weighed by
+    that fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are
+    sure.
     """
     prior, sigma, repeats = Linear(draw), 0.5, 600
     prior.weight = torch.randn(N, 8, generator=draw)

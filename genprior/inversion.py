@@ -55,6 +55,15 @@ class Energy(Protocol):
         """An energy with fewer, wider minima, near deep ones of this one; None where it would lead a search astray."""
 
 
+def floats_at_once(like: Tensor) -> int:
+    """How large the temporaries of one part of a computation may be, on the device of `like`.
+
+    On a CPU 16 MB of float32, which stay in its caches; elsewhere 1 GB, which keep the device busy. Memory does not
+    grow with the number of codes.
+    """
+    return 2**22 if like.device.type == "cpu" else 2**28
+
+
 def with_columns(function: Callable, z: Tensor) -> tuple:
     """A function of codes (P, k) with its Jacobian by forward mode: its outputs (P, ...), then theirs (P, ..., k).
 
@@ -100,7 +109,8 @@ class RangeEnergy:
         self.decode, self.operator, self.y, self.sigma = decode, operator, y.flatten(1), sigma
         self.latent_precision = 1.0 if latent_weight is None else latent_weight / sigma**2
         self.constant = self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(sigma))
-        self.chunk, self.model_chunk = 1024, 64
+        floats = floats_at_once(self.y)
+        self.chunk, self.model_chunk = floats // 2**12, floats // 2**16
         prior = getattr(decode, "__self__", None)
         if hasattr(prior, "through") and hasattr(operator, "A_adjoint"):
             self.forward = prior.through(as_matrix(operator, prior.shape, prior.coefficients.basis))
@@ -183,7 +193,6 @@ class RelaxedEnergy:
         self._size_chunks()
 
     def _size_chunks(self) -> None:
-        """16 MB of temporaries at a time: they stay in the cache, and memory does not grow with the codes."""
         m, n = self.y.shape[1], len(self.basis)
         if self.diagonal is not None:
             floats = 4 * n
@@ -191,7 +200,7 @@ class RelaxedEnergy:
             floats = 4 * m * n
         else:  # S, its factor, that one's inverse and their like
             floats = 4 * n + 4 * m**2 + (0 if self.products is not None else m * n)
-        self.chunk, self.model_chunk = (max(1, 2**22 // size) for size in (floats, max(floats, n**2)))
+        self.chunk, self.model_chunk = (max(1, floats_at_once(self.y) // size) for size in (floats, max(floats, n**2)))
 
     def _use_orthogonal_columns(self) -> None:
         # K = I and a blur mirrored at the borders are diagonal in the DCT: S is too, once y is rotated into it.
@@ -396,10 +405,10 @@ class ModulatedEnergy(RelaxedEnergy):
         axes = [torch.from_numpy(dct_basis(*side)).to(self.basis) for side in ((self.shape[0], 1), (1, self.shape[1]))]
         if is_identity and torch.allclose(torch.kron(*axes), self.basis, rtol=0, atol=1e-5):
             self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in axes]
-        # 16 MB of temporaries, as in `_size_chunks`
-        self.dense_chunk = max(1, 2**22 // (4 * m**2 + (0 if self.products_by_axis else 3 * m * n)))
-        self.chunk = 256 if self.whitened else self.dense_chunk
-        self.model_chunk = max(1, 2**23 // (8 * n**2 + 4 * m * n))
+        floats = floats_at_once(self.y)
+        self.dense_chunk = max(1, floats // (4 * m**2 + (0 if self.products_by_axis else 3 * m * n)))
+        self.chunk = floats // 2**14 if self.whitened else self.dense_chunk
+        self.model_chunk = max(1, 2 * floats // (8 * n**2 + 4 * m * n))
 
     def _linearise_in_pixels(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """K x and the Jacobian of K in pixels at coefficients c (P, n): (P, m), and (m, n) or (P, m, n)."""
@@ -682,7 +691,7 @@ def screen(energy: Energy, pool: Tensor, count: int, noise: float = 0.1, deepest
 
 def cross_energies(energy: Energy, pool: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
     """`energy.cross` of a pool (M, k) by parts, inf where it is not finite: (M, P)."""
-    size = max(1, min(energy.chunk, 2**22 // (len(rows) * energy.y.shape[1])))
+    size = max(1, min(energy.chunk, floats_at_once(energy.y) // (len(rows) * energy.y.shape[1])))
     value = torch.cat([energy.cross(part, rows, noise) for part in pool.split(size)])
     return torch.where(value.isfinite(), value, torch.inf)
 

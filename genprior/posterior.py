@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genprior.inversion import Energy, Inversion, Modes, _by_parts, cross_energies
+from genprior.inversion import Energy, Inversion, Modes, _by_parts, cross_energies, floats_at_once
 from genprior.losses import LOG_2_PI
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
@@ -20,7 +20,7 @@ TEMPERING, FADING = "tempered likelihood", "fading error"
 FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
 PILOTS, FITS = 200, 11  # draws that try a proposal, and how often it is fitted to them at most
 PROMISED = 8.0  # times the effective size that is asked for: of what few pilots promise, fresh draws keep a part
-WORTH = 2  # times as many fresh draws as pilots went before them end the fits, which would cost more than they save
+WORTH = 2  # fits end where so many fresh draws for each pilot so far would do: more fits cost more than they save
 LEAST, MOST = 4, 32  # fresh draws for each sample
 WIDER = 1.2  # than modes and draws say: weights of what a narrow proposal rarely reaches are large and seldom seen
 
@@ -193,15 +193,13 @@ def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.
     """
     near, near_evidence, *_ = _weigh(energy, laplace_mixture(energy, modes), 2 * samples, samples, generator)
     far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
-    rows = _numbers(energy.y).repeat_interleave(samples)
     share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # where none found any
-    share = share[:, None, None, None]
-
-    def part(z: Tensor, share: Tensor) -> Tensor:
-        x = _by_parts(energy.estimate, z.flatten(0, 1), rows, energy.chunk).unflatten(0, (len(z), samples)).mean(1)
-        return torch.where(share == 0, 0.0, share * x)  # codes that found nothing may have no image
-
-    return part(near, 1 - share) + part(far, share)
+    share, z = torch.cat([1 - share, share]), torch.cat([near, far])
+    counts = share > 1e-6  # codes that found nothing may have no image
+    rows = _numbers(energy.y).repeat(2)[counts]
+    x = _by_parts(energy.estimate, z[counts].flatten(0, 1), rows.repeat_interleave(samples), energy.chunk)
+    means = share[counts, None, None, None] * x.unflatten(0, (len(rows), samples)).mean(1)
+    return means.new_zeros(len(energy.y), *means.shape[1:]).index_add(0, rows, means)
 
 
 def importance_samples(
@@ -344,7 +342,8 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = min(max(8 * energy.chunk, 1024, 4 * samples), largest_pool)  # more draws where a draw costs less
+    numbers = floats_at_once(like) // energy.chunk  # that an energy takes: more draws where a draw costs less
+    pool = min(max(2**25 // numbers, 1024, 4 * samples), largest_pool)
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))

@@ -52,7 +52,7 @@ def train(
 ) -> Reconstructor:
     """Train for one problem on uint8 patches (N, 1, h, w), measured anew in every step; prior: mean and covariance."""
     shape = tuple(patches.shape[2:])
-    matrix = as_matrix(problem.operator, shape).cpu().double()
+    matrix = as_matrix(problem.operator, shape, problem.y).cpu().double()
     mean, covariance = prior
     s = matrix @ covariance @ matrix.T + problem.sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
     gain = torch.linalg.solve(s, matrix @ covariance).T

@@ -28,7 +28,7 @@ import pytest
 import tifffile
 import torch
 import yaml
-from conftest import ROOT, tiny
+from conftest import ROOT, needs_gpu, tiny
 from PIL import Image
 from safetensors.torch import save_file
 from test_pipeline import STAGES
@@ -483,8 +483,9 @@ def lowest(small) -> dict:
     return values
 
 
-def test_stages_run_at_the_lowest_of_everything(lowest, tmp_path, monkeypatch):
-    prepare(tmp_path, lowest)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=needs_gpu)])
+def test_stages_run_at_the_lowest_of_everything(lowest, tmp_path, monkeypatch, device):
+    prepare(tmp_path, by_key(lowest, "device", device))
     monkeypatch.chdir(tmp_path)
     for name, arguments in RUNS[:-1]:  # pictures take their time
         monkeypatch.setattr(sys, "argv", [name, *arguments])

@@ -109,9 +109,9 @@ class RangeEnergy:
         self.decode, self.operator, self.y, self.sigma = decode, operator, y.flatten(1), sigma
         self.latent_precision = 1.0 if latent_weight is None else latent_weight / sigma**2
         self.constant = self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(sigma))
-        floats = floats_at_once(self.y)
-        self.chunk, self.model_chunk = floats // 2**12, floats // 2**16
-        prior = getattr(decode, "__self__", None)
+        prior, m, floats = getattr(decode, "__self__", None), self.y.shape[1], floats_at_once(self.y)
+        jacobian = m * getattr(prior, "latent_size", 64)
+        self.chunk, self.model_chunk = (max(1, floats // n) for n in (max(2**12, 16 * m), max(2**16, 12 * jacobian)))
         if hasattr(prior, "through") and hasattr(operator, "A_adjoint"):
             self.forward = prior.through(as_matrix(operator, prior.shape, prior.coefficients.basis))
         else:

@@ -257,7 +257,7 @@ class Params(Settings):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
-    device: Literal["cpu", "cuda", "mps", "auto"]
+    device: Literal["cpu", "cuda", "auto"]
     threads: Annotated[int, Field(gt=0, le=1024)]
     collect_images: CollectImages
     extract_patches: ExtractPatches

@@ -195,7 +195,7 @@ def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.
     far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
     share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # where none found any
     share, z = torch.cat([1 - share, share]), torch.cat([near, far])
-    counts = share > 1e-6  # codes that found nothing may have no image
+    counts = share > 1e-6  # what weighs nothing, and may have no image, is left out
     rows = _numbers(energy.y).repeat(2)[counts]
     x = _by_parts(energy.estimate, z[counts].flatten(0, 1), rows.repeat_interleave(samples), energy.chunk)
     means = share[counts, None, None, None] * x.unflatten(0, (len(rows), samples)).mean(1)
@@ -342,8 +342,9 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    numbers = floats_at_once(like) // energy.chunk  # that an energy takes: more draws where a draw costs less
-    pool = min(max(2**25 // numbers, 1024, 4 * samples), largest_pool)
+    # More draws where a draw costs less; in powers of two, the same for a CPU's chunks and a GPU's.
+    pool = 2 ** (25 - round(math.log2(floats_at_once(like) / energy.chunk)))
+    pool = min(max(pool, 1024, 4 * samples), largest_pool)
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))

@@ -65,13 +65,11 @@ def set_up(params: Params) -> "torch.device":
     threadpool_limits(params.threads)  # and of NumPy's BLAS, which else takes as many as there are cores
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # what is overwritten at once
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = params.device
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        usable = ", ".join(kind for kind, found in there.items() if found)
-        raise InputError(f"params.yaml: device = '{name}': torch finds no such device here; there is {usable}")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
     return torch.device(name)
 
 

@@ -987,6 +987,7 @@ def process(folder: Path, name: str, arguments: tuple[str, ...] = ()) -> str | N
     return line
 
 
+@pytest.mark.process
 def test_extract_patches_as_a_process(small, tmp_path):
     prepare(tmp_path, small)
     assert process(tmp_path, "extract_patches") is None

@@ -19,6 +19,7 @@ from conftest import ROOT, surroundings, tiny
 
 from genprior.stage import write_array
 
+pytestmark = pytest.mark.process
 # What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
 HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 STAGE = f"{HEARD}; import runpy; runpy.run_module('stages.train_ae', run_name='__main__')"

@@ -339,6 +339,7 @@ def browse(text: str, folder) -> tuple[dict, list[str]]:
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome here")
 
 
+@pytest.mark.process
 @needs_browser
 def test_page_in_a_browser_on_a_phone(text, tmp_path, params):
     found, console = browse(text, tmp_path)
@@ -370,6 +371,7 @@ def test_page_in_a_browser_on_a_phone(text, tmp_path, params):
     assert abs(found["sticky"]) < 1
 
 
+@pytest.mark.process
 @needs_browser
 def test_browser_sees_what_is_broken(text, tmp_path):
     broken = text.replace("data:image/png;base64,iVBOR", "data:image/png;base64,AAAAA", 1)

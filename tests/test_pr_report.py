@@ -174,6 +174,7 @@ def test_command_writes_a_file_or_prints_and_leaves_out_what_is_not_committed(br
     run("git", "checkout", "-q", "params.yaml")
 
 
+@pytest.mark.process
 def test_bad_base_is_refused_in_one_line(branches, in_branches):
     folder, run = branches
     run("git", "checkout", "-q", "--orphan", "stranger")
@@ -245,6 +246,7 @@ def test_page_names_what_there_is():
     assert re.search(r"^pr-report:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq stands in for the filter within gh")
 def test_comment_is_written_once_and_then_anew(tmp_path):
     """GitHub can't be here: a stand-in for `gh api` keeps the comments in a file, and jq filters them as gh does."""

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, surroundings
 from test_kill import digests, recorded, stage, wait_for  # noqa: F401 (stage is a fixture)
 
+pytestmark = pytest.mark.process
 OTHER = {
     "LC_ALL": "tr_TR.UTF-8",
     "TZ": "Pacific/Kiritimati",

@@ -216,12 +216,13 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
         encoder = Encoder(fitted.coefficients, **NETWORK.model_dump(), variational=True)
         fitted.encoder = encoder if variational else prior.encoder
         fitted.config["encoder"] = "variational" if variational else "plain"
-        settings = Residual(steps=250, batch_size=128, lr=0.005, noise="dct", code_weight=weight)
+        steps = 1 if weight is None else 250  # there is no flow to train
+        settings = Residual(steps=steps, batch_size=128, lr=0.005, noise="dct", code_weight=weight)
         curve = fit_residual(fitted, encoder, patches, settings, 0)
-        elbos.append(curve.elbo.iloc[-3:].mean())
         if weight is None:
             assert fitted.flow is None
         else:
+            elbos.append(curve.elbo.iloc[-3:].mean())
             densities.append(fitted.flow.log_density(own).mean().item())
     assert densities[0] < densities[1] < densities[2]
     assert elbos[0] > elbos[2]

@@ -180,7 +180,7 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, forc
         if kind == "modulated":
             energy = ModulatedEnergy(modulated_moons, FIELDS, BASIS, SHAPE, operator, y, 0.1)
     modes = search(energy, torch.randn(8, 3, 2, generator=draw), 60)
-    samples = 8_000
+    samples = 4_000 if force else 8_000
     posterior = sample_posterior(energy, modes, samples, draw, minimum_effective=2.0 if force else 0.0)
     assert set(posterior.method) == {force or IMPORTANCE}
     z, area = grid

@@ -27,7 +27,7 @@ def test_own_photographs_to_results(tmp_path, values, monkeypatch):
     values = tiny(values)
     settings = yaml.safe_load(block)["extract_patches"]
     assert settings.keys() <= values["extract_patches"].keys()
-    values["extract_patches"] |= settings | {"image_size": 48}
+    values["extract_patches"] |= settings | {"image_size": 48, "patch_size": [12, 12]}
     values["problems"] = {name: values["problems"][name] for name in ("denoise", "cs_50")}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
 

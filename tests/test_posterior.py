@@ -483,9 +483,9 @@ def test_calibration_by_simulation(draw, forced, problems, samples, thin):
     )
     assert_uniform(ranks, samples)
     # a posterior draw of x is distributed as the truth is, over problems drawn from the prior
-    torch.testing.assert_close(drawn.var(0), x.var(0), rtol=0.35 * (400 / problems) ** 0.5, atol=0)
+    torch.testing.assert_close(drawn.var(0), x.var(0), rtol=0.35, atol=0)
     middle = (samples + 1) / 2
-    squeezed = (middle + 0.6 * (ranks - middle)).round()  # ranks of a posterior that is too wide: the test can fail
+    squeezed = (middle + 0.7 * (ranks - middle)).round()  # ranks of a posterior that is too wide: the test can fail
     with pytest.raises(AssertionError):
         assert_uniform(squeezed, samples)
 

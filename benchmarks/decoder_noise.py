@@ -1,6 +1,6 @@
 """The VAE's decoder noise on equal terms: the chapter's weighting, a fixed or learned σ, v(z) of three kinds.
 
-    python -m benchmarks.decoder_noise            # after `dvc repro extract_patches`; about six minutes on 2 cores
+    python -m benchmarks.decoder_noise            # after `dvc repro extract_patches`; about nine minutes on 2 cores
     python -m benchmarks.decoder_noise --quick    # 30 steps, 8 patches: whether it runs
 
 The same network, data, seed and half the pipeline's steps for all. Held-out log p(x) and its ELBO in nats per pixel,

@@ -27,7 +27,8 @@ class Energy(Protocol):
     """What a solver asks of a batch of N problems; `rows` (P,) says which problem each code of z (P, k) belongs to."""
 
     y: Tensor  # the measurements, (N, ...)
-    chunk: int  # how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
+    size: int  # how many numbers the temporaries of one code's value take
+    chunk: int  # so, how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
     model_chunk: int  # and to `model`, whose temporaries are larger
     latent_precision: float  # τ
     fades: bool  # whether energies with noise cost no more than those without, so that sampling may go by them
@@ -111,7 +112,8 @@ class RangeEnergy:
         self.constant = self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(sigma))
         prior, m, floats = getattr(decode, "__self__", None), self.y.shape[1], floats_at_once(self.y)
         jacobian = m * getattr(prior, "latent_size", 64)
-        self.chunk, self.model_chunk = (max(1, floats // n) for n in (max(2**12, 16 * m), max(2**16, 12 * jacobian)))
+        self.size = max(2**12, 16 * m)
+        self.chunk, self.model_chunk = (max(1, floats // n) for n in (self.size, max(2**16, 12 * jacobian)))
         if hasattr(prior, "through") and hasattr(operator, "A_adjoint"):
             self.forward = prior.through(as_matrix(operator, prior.shape, prior.coefficients.basis))
         else:
@@ -195,12 +197,13 @@ class RelaxedEnergy:
     def _size_chunks(self) -> None:
         m, n = self.y.shape[1], len(self.basis)
         if self.diagonal is not None:
-            floats = 4 * n
+            self.size = 4 * n
         elif self.matrix is None:  # K's Jacobian for each code, by forward mode
-            floats = 4 * m * n
+            self.size = 4 * m * n
         else:  # S, its factor, that one's inverse and their like
-            floats = 4 * n + 4 * m**2 + (0 if self.products is not None else m * n)
-        self.chunk, self.model_chunk = (max(1, floats_at_once(self.y) // size) for size in (floats, max(floats, n**2)))
+            self.size = 4 * n + 4 * m**2 + (0 if self.products is not None else m * n)
+        sizes = self.size, max(self.size, n**2)
+        self.chunk, self.model_chunk = (max(1, floats_at_once(self.y) // size) for size in sizes)
 
     def _use_orthogonal_columns(self) -> None:
         # K = I and a blur mirrored at the borders are diagonal in the DCT: S is too, once y is rotated into it.
@@ -406,8 +409,9 @@ class ModulatedEnergy(RelaxedEnergy):
         if is_identity and torch.allclose(torch.kron(*axes), self.basis, rtol=0, atol=1e-5):
             self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in axes]
         floats = floats_at_once(self.y)
-        self.dense_chunk = max(1, floats // (4 * m**2 + (0 if self.products_by_axis else 3 * m * n)))
-        self.chunk = floats // 2**14 if self.whitened else self.dense_chunk
+        dense = 4 * m**2 + (0 if self.products_by_axis else 3 * m * n)
+        self.size = 2**14 if self.whitened else dense
+        self.chunk, self.dense_chunk = (max(1, floats // size) for size in (self.size, dense))
         self.model_chunk = max(1, 2 * floats // (8 * n**2 + 4 * m * n))
 
     def _linearise_in_pixels(self, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genprior.inversion import Energy, Inversion, Modes, _by_parts, cross_energies, floats_at_once
+from genprior.inversion import Energy, Inversion, Modes, _by_parts, cross_energies
 from genprior.losses import LOG_2_PI
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
@@ -342,9 +342,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    # More draws where a draw costs less; in powers of two, the same for a CPU's chunks and a GPU's.
-    pool = 2 ** (25 - round(math.log2(floats_at_once(like) / energy.chunk)))
-    pool = min(max(pool, 1024, 4 * samples), largest_pool)
+    pool = min(max(2**25 // energy.size, 1024, 4 * samples), largest_pool)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
@@ -527,7 +525,7 @@ class _Rows:
 
     def __init__(self, energy: Energy, rows: Tensor):
         self.energy, self.rows, self.chunk, self.y = energy, rows, energy.chunk, energy.y[rows]
-        self.fades = energy.fades
+        self.size, self.fades = energy.size, energy.fades
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.energy.value(z, self.rows[rows], noise)

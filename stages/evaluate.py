@@ -1,19 +1,29 @@
 """One prior through all inverse problems: restorations, where their errors come from, and what the posterior knows.
 
 `range` confines images to the range of G, as the chapter does; `relaxed` lets the prior's residual model speak too, at
-the posterior's dominant mode; `mean` is the posterior mean over all codes.
+the posterior's dominant mode; `mean` is the posterior mean over all codes. Problems are solved side by side, in as many
+processes as there are `threads`: small matrices leave threads idle.
 """
 
 import math
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from genprior.inversion import CONVERGED, Energy, Inversion, Modes, RangeEnergy, relaxed_energy, screen, search
 from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
-from genprior.params import Evaluate, InputError, Search, load_params
+from genprior.params import Evaluate, InputError, Params, Problem, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
 from genprior.posterior import ANNEALED, Posterior, dominant, log_joint, posterior_mean, sample_posterior
 from genprior.prior import Prior, load_prior
@@ -142,69 +152,125 @@ def picture_rows(samples: Tensor) -> Tensor:
     return torch.cat([samples[:, :4], samples.mean(1, keepdim=True), samples.std(1, keepdim=True)], 1)
 
 
+Found = tuple[dict[str, dict], dict[str, np.ndarray]]  # of a task: measures and images by constraint
+
+
+def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate, seed: int) -> Found:
+    """Restore patches x (N, 1, h, w) from one problem under each constraint, with all that is measured of it."""
+    few = x[: settings.posterior_patches]
+    rows, images = {}, {}
+    for constraint in ("range", "relaxed"):
+        (problem,) = pose({name: posed}, x, seed)
+        energy, solver = energy_of(prior, problem, constraint, settings), getattr(settings, constraint)
+        modes = modes_of(prior, energy, solver, seed)
+        found = chosen(energy, modes)
+        row = rows[constraint] = problem.measures(x, found.x)
+        row["converged"] = found.status.count(CONVERGED) / len(x)
+        row["solver_gap"] = solver_gap(prior, energy, solver, settings.solver_patches, seed)
+        images[constraint] = found.x
+
+        # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
+        own = prior.sample(len(few), torch.Generator().manual_seed(seed), constraint == "relaxed")
+        in_range = energy_of(prior, *pose({name: posed}, own, seed), constraint, settings)
+        found = restore(prior, in_range, solver, seed)
+        row["in_range_psnr_db"] = reconstruction_measures(own, found.x)["psnr_db"]
+        if constraint == "relaxed":
+            images["mean"] = posterior_mean(energy, modes, settings.mean_samples, torch.Generator().manual_seed(seed))
+            rows["mean"] = problem.measures(x, images["mean"])
+            on_few = energy_of(prior, problem.of(len(few)), constraint, settings)
+            spread, samples = uncertainty(prior, on_few, few, settings, seed)
+            images["posterior"] = picture_rows(samples)
+            in_range_spread, _ = uncertainty(prior, in_range, own, settings, seed)
+            row.update(spread, **{f"in_range_{measure}": value for measure, value in in_range_spread.items()})
+    return rows, {kind: found.squeeze(1).cpu().numpy() for kind, found in images.items()}
+
+
+def cross_over(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate, seed: int) -> Found:
+    """The errors alone, of a problem with another number of measurements."""
+    rows = {}
+    for constraint in ("range", "relaxed"):
+        energy = energy_of(prior, *pose({name: posed}, x, seed), constraint, settings)
+        found = restore(prior, energy, getattr(settings, constraint), seed)
+        rows[constraint] = reconstruction_measures(x, found.x)
+    return rows, {}
+
+
+def work(name: str, params: Params, task: str) -> Found:
+    """One of `main`'s tasks for one prior: a problem, or "representation" or "likelihood"; with one thread."""
+    device = set_up(params.model_copy(update={"threads": 1}))
+    seed, settings = params.seed, params.evaluate
+    test = load_patches("data/patches/test.npy", device)
+    prior = load_prior(f"data/models/{name}.safetensors", device, test.shape[2:])
+    x = draw_patches(test, settings.patches, seed)
+    if task == "representation":
+        best = represent(prior, x, settings, seed).x
+        return {"range": reconstruction_measures(x, best)}, {"range": best.squeeze(1).cpu().numpy()}
+    if task == "likelihood":
+        dequantised = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))
+        return {"relaxed": log_likelihood(prior, dequantised, settings, seed)}, {}
+    if task in params.problems:
+        return solve(prior, x, task, params.problems[task], settings, seed)
+    return cross_over(prior, x[: params.crossover.patches], task, params.crossover_problems()[task], settings, seed)
+
+
+def side_by_side(function: Callable[[str], Found], tasks: list[str], processes: int) -> Iterator[tuple[str, Found]]:
+    """Each task and what the function makes of it, as they come; in this process where one is asked for.
+
+    An error of one ends all, at once; so does the end of this process, whatever its kind.
+    """
+    if processes == 1:
+        yield from ((task, function(task)) for task in tasks)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process) as pool:
+        try:
+            running = {pool.submit(function, task): task for task in tasks}
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BrokenProcessPool:
+            raise InputError(
+                f"one of {processes} processes was killed, perhaps for want of memory; fewer threads in params.yaml "
+                "take less"
+            ) from None
+        except BaseException:  # nobody waits for what an error, or Ctrl-C, made useless
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _begin_process() -> None:
+    """Leave Ctrl-C to the stage that started this process, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_stage() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_stage, daemon=True).start()
+
+
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in ("ae", "vae", "gan"):
         raise InputError("usage: python -m stages.evaluate ae|vae|gan")
     params = load_params("params.yaml")
-    device, seed, settings = set_up(params), params.seed, params.evaluate
-    test = load_patches("data/patches/test.npy", device)
-    prior = load_prior(f"data/models/{name}.safetensors", device, test.shape[2:])
-    x = draw_patches(test, settings.patches, seed)
-    held_out = min(settings.posterior_patches, len(x))
-    best = represent(prior, x, settings, seed)
-    values = {"range": {"representation": reconstruction_measures(x, best.x)}, "relaxed": {}, "mean": {}}
-    bias = values["range"]["representation"]["mse"]
-    restored, posteriors = {"range": [best.x], "relaxed": [], "mean": []}, []
-
-    own = {c: prior.sample(held_out, torch.Generator().manual_seed(seed), c == "relaxed") for c in ("range", "relaxed")}
-    posed = pose(params.problems, x, seed)
-    in_range = {constraint: pose(params.problems, own[constraint], seed) for constraint in own}
-    for i in (bar := steps(len(posed), f"evaluate {name}")):
-        problem = posed[i]
-        bar.set_postfix(problem=problem.name)
-        for constraint in own:
-            energy = energy_of(prior, problem, constraint, settings)
-            solver = getattr(settings, constraint)
-            modes = modes_of(prior, energy, solver, seed)
-            found = chosen(energy, modes)
-            row = values[constraint][problem.name] = problem.measures(x, found.x)
-            row["converged"] = found.status.count(CONVERGED) / len(x)
-            row["solver_gap"] = solver_gap(prior, energy, solver, settings.solver_patches, seed)
-            if constraint == "range":
-                row["added_mse"] = row["mse"] - bias
-            else:
-                mean = posterior_mean(energy, modes, settings.mean_samples, torch.Generator().manual_seed(seed))
-                values["mean"][problem.name] = problem.measures(x, mean)
-                restored["mean"].append(mean)
-                spread, samples = uncertainty(
-                    prior, energy_of(prior, problem.of(held_out), constraint, settings), x[:held_out], settings, seed
-                )
-                row.update(spread)
-                posteriors.append(picture_rows(samples))
-            restored[constraint].append(found.x)
-
-            # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
-            energy = energy_of(prior, in_range[constraint][i], constraint, settings)
-            found = restore(prior, energy, solver, seed)
-            row["in_range_psnr_db"] = reconstruction_measures(own[constraint], found.x)["psnr_db"]
-            if constraint == "relaxed":
-                spread, _ = uncertainty(prior, energy, own[constraint], settings, seed)
-                row.update({f"in_range_{measure}": value for measure, value in spread.items()})
-    few = x[: params.crossover.patches]
-    for problem in pose(params.crossover_problems(), few, seed):
-        for constraint in own:
-            energy = energy_of(prior, problem, constraint, settings)
-            found = restore(prior, energy, getattr(settings, constraint), seed)
-            values[constraint][problem.name] = reconstruction_measures(few, found.x)
-
-    x_likelihood = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))
-    values["relaxed"]["likelihood"] = log_likelihood(prior, x_likelihood, settings, seed)
-
+    device = set_up(params)
+    # short ones last, so that no process waits long for another
+    tasks = [*params.problems, *reversed(params.crossover_problems()), "likelihood", "representation"]
+    processes = min(params.threads, os.cpu_count() or 1, len(tasks)) if device.type == "cpu" else 1
+    values, images = {"range": {}, "relaxed": {}, "mean": {}}, {}
+    found = side_by_side(partial(work, name, params), tasks, processes)
+    for task, (rows, restored) in (bar := steps(len(tasks), f"evaluate {name}", found)):
+        bar.set_postfix(done=task)
+        images[task] = restored
+        for constraint, row in rows.items():
+            values[constraint][task] = row
+    for problem in params.problems:
+        row = values["range"][problem]
+        row["added_mse"] = row["mse"] - values["range"]["representation"]["mse"]
     write_metrics(f"metrics/evaluate_{name}.json", {name: values})
-    for constraint, images in restored.items():
-        write_array(f"data/reconstructions/{name}_{constraint}.npy", torch.stack(images).squeeze(2).cpu().numpy())
-    write_array(f"data/reconstructions/{name}_posterior.npy", torch.stack(posteriors).cpu().numpy())
+    for kind in ("range", "relaxed", "mean", "posterior"):
+        stack = [images[task][kind] for task in ("representation", *params.problems) if kind in images[task]]
+        write_array(f"data/reconstructions/{name}_{kind}.npy", np.stack(stack))
 
 
 if __name__ == "__main__":

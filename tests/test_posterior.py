@@ -310,7 +310,7 @@ class Bumps:
     the prior is sure of its images.
     """
 
-    chunk, fades, CENTRE, WIDTH = 1024, True, 5.0, 0.05
+    size, chunk, fades, CENTRE, WIDTH = 4096, 1024, True, 5.0, 0.05
 
     def __init__(self, problems):
         self.y = torch.zeros(problems, 1)

@@ -24,7 +24,7 @@ def test_own_photographs_to_results(tmp_path, values, monkeypatch):
         coarse = Image.fromarray(draw.integers(0, 255, (5, 8, 3), dtype=np.uint8))
         coarse.resize((120, 80)).save(tmp_path / name)
 
-    values = tiny(values)
+    values = tiny(values) | {"threads": 1}  # in this process, which has gone to another folder
     settings = yaml.safe_load(block)["extract_patches"]
     assert settings.keys() <= values["extract_patches"].keys()
     values["extract_patches"] |= settings | {"image_size": 48, "patch_size": [12, 12]}

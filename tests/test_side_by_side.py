@@ -1,0 +1,123 @@
+"""`evaluate` solves its problems in processes of their own: the same bytes from one or two, one line, and none left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT, tiny
+
+from genprior.patches import to_unit
+from genprior.prior import Prior, save_prior
+from genprior.stage import write_array
+
+pytestmark = pytest.mark.process
+# What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
+HEARD = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, '-m', 'stages.evaluate', 'ae'])"
+)
+
+
+@pytest.fixture
+def stage(tmp_path, values, patches):
+    """`start(threads)` starts the evaluation of an untrained autoencoder; `write(values)` changes its parameters."""
+    (tmp_path / "data/models").mkdir(parents=True)
+    torch.manual_seed(0)
+    prior = Prior((8, 8), 3, [8], "silu", "dct", "plain")
+    prior.coefficients.fit(to_unit(patches))
+    save_prior(prior.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
+    write_array(tmp_path / "data/patches/test.npy", patches.squeeze(1).numpy())
+    tiny(values)["extract_patches"]["patch_size"] = [8, 8]
+
+    def start(threads, **changed):
+        values["threads"] = threads
+        values["evaluate"] |= changed
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+        with (tmp_path / "stderr").open("w") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-c", HEARD],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    return tmp_path, start
+
+
+def children_at_work(running):
+    """The processes that a stage's pool has begun, once both burn time."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and running.poll() is None:
+        with suppress(psutil.Error):
+            children = [child for child in psutil.Process(running.pid).children() if "spawn_main" in child.cmdline()[2]]
+            if len(children) == 2 and all(child.cpu_times().user > 3 for child in children):
+                return children
+        time.sleep(0.05)
+    raise AssertionError("no two processes at work")
+
+
+def written(folder):
+    """Every file that the stage wrote."""
+    files = [*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_two_processes_write_what_one_writes(stage):
+    folder, start = stage
+    found = []
+    for threads in (1, 2):
+        assert start(threads).wait() == 0, (folder / "stderr").read_text()
+        found.append(written(folder))
+        for file in (*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")):
+            file.unlink()
+    assert len(found[0]) == 5
+    assert found[0] == found[1]
+
+
+LONG = {"patches": 300, "mean_samples": 2000, "relaxed": {"starts": 4, "iterations": 200}}  # minutes
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_its_stage(stage, number):
+    folder, start = stage
+    running = start(2, **LONG)
+    children = children_at_work(running)
+    if number == signal.SIGINT:  # Ctrl-C goes to all that a terminal started
+        os.killpg(running.pid, number)
+    else:
+        running.send_signal(number)
+    assert running.wait(20) == (130 if number == signal.SIGINT else -number)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert number == signal.SIGKILL or (folder / "stderr").read_text() == ""
+    assert written(folder) == {}
+
+
+def test_a_killed_process_ends_the_stage_with_one_line(stage):
+    folder, start = stage
+    running = start(2, **LONG)
+    children = children_at_work(running)
+    children[0].kill()
+    assert running.wait(20) == 1
+    (line,) = (folder / "stderr").read_text().splitlines()
+    assert line.startswith("error: one of 2 processes was killed")
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert written(folder) == {}
+
+
+def test_a_wrong_file_is_named_once_for_all_processes(stage):
+    folder, start = stage
+    Path(folder / "data/models/ae.safetensors").write_bytes(b"no model")
+    assert start(2).wait(60) == 1
+    (line,) = (folder / "stderr").read_text().splitlines()
+    assert line.startswith("error: data/models/ae.safetensors: ")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -36,21 +35,31 @@ def stage(tmp_path, values, patches):
     save_prior(prior.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
     write_array(tmp_path / "data/patches/test.npy", patches.squeeze(1).numpy())
     tiny(values)["extract_patches"]["patch_size"] = [8, 8]
+    values["problems"] = {name: values["problems"][name] for name in ("denoise", "inpaint", "cs_50")}
+
+    started = []
 
     def start(threads, **changed):
         values["threads"] = threads
         values["evaluate"] |= changed
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
         with (tmp_path / "stderr").open("w") as stderr:
-            return subprocess.Popen(
-                [sys.executable, "-c", HEARD],
-                cwd=tmp_path,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                stderr=stderr,
-                start_new_session=True,
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", HEARD],
+                    cwd=tmp_path,
+                    env=os.environ | {"PYTHONPATH": str(ROOT)},
+                    stderr=stderr,
+                    start_new_session=True,
+                )
             )
+        return started[-1]
 
-    return tmp_path, start
+    yield tmp_path, start
+    for running in started:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
 
 def children_at_work(running):
@@ -58,7 +67,8 @@ def children_at_work(running):
     end = time.monotonic() + 60
     while time.monotonic() < end and running.poll() is None:
         with suppress(psutil.Error):
-            children = [child for child in psutil.Process(running.pid).children() if "spawn_main" in child.cmdline()[2]]
+            children = psutil.Process(running.pid).children()
+            children = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
             if len(children) == 2 and all(child.cpu_times().user > 3 for child in children):
                 return children
         time.sleep(0.05)
@@ -98,7 +108,9 @@ def test_no_process_outlives_its_stage(stage, number):
     assert running.wait(20) == (130 if number == signal.SIGINT else -number)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-    assert number == signal.SIGKILL or (folder / "stderr").read_text() == ""
+    # Python's own tracker of semaphores tells of what a killed process left it to clean up.
+    lines = (folder / "stderr").read_text().splitlines()
+    assert lines == [] or (number != signal.SIGINT and "resource_tracker" in lines[0] and len(lines) == 2)
     assert written(folder) == {}
 
 
@@ -117,7 +129,7 @@ def test_a_killed_process_ends_the_stage_with_one_line(stage):
 
 def test_a_wrong_file_is_named_once_for_all_processes(stage):
     folder, start = stage
-    Path(folder / "data/models/ae.safetensors").write_bytes(b"no model")
+    (folder / "data/models/ae.safetensors").write_bytes(b"no model")
     assert start(2).wait(60) == 1
     (line,) = (folder / "stderr").read_text().splitlines()
     assert line.startswith("error: data/models/ae.safetensors: ")

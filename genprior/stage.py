@@ -32,8 +32,18 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a read-only folder: the user's to mend, not a defect of ours
         sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        sys.exit(f"error: out of memory. {' '.join(str(error).split())[:300]}".rstrip())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's have a class; torch's, on a CPU and from the parts of CUDA, are known by their text."""
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _end_with_dvc() -> None:
@@ -65,12 +75,10 @@ def set_up(params: Params) -> "torch.device":
     threadpool_limits(params.threads)  # and of NumPy's BLAS, which else takes as many as there are cores
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # what is overwritten at once
-    name = params.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    found = params.device != "cpu" and torch.cuda.is_available()
+    if params.device == "cuda" and not found:
         raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
-    return torch.device(name)
+    return torch.device("cuda" if found else "cpu")
 
 
 def steps(count: int, what: str, numbers: Iterable[int] | None = None, done: int = 0) -> tqdm:

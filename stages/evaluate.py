@@ -1,8 +1,10 @@
 """One prior through all inverse problems: restorations, where their errors come from, and what the posterior knows.
 
 `range` confines images to the range of G, as the chapter does; `relaxed` lets the prior's residual model speak too, at
-the posterior's dominant mode; `mean` is the posterior mean over all codes. Problems are solved side by side, in as many
-processes as there are `threads`: small matrices leave threads idle.
+the posterior's dominant mode; `mean` is the posterior mean over all codes.
+
+On a CPU, problems are solved side by side in up to `threads` processes of one thread each: small matrices leave further
+threads idle.
 """
 
 import math
@@ -14,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -158,9 +161,9 @@ Found = tuple[dict[str, dict], dict[str, np.ndarray]]  # of a task: measures and
 def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate, seed: int) -> Found:
     """Restore patches x (N, 1, h, w) from one problem under each constraint, with all that is measured of it."""
     few = x[: settings.posterior_patches]
+    (problem,) = pose({name: posed}, x, seed)
     rows, images = {}, {}
     for constraint in ("range", "relaxed"):
-        (problem,) = pose({name: posed}, x, seed)
         energy, solver = energy_of(prior, problem, constraint, settings), getattr(settings, constraint)
         modes = modes_of(prior, energy, solver, seed)
         found = chosen(energy, modes)
@@ -171,7 +174,8 @@ def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
         own = prior.sample(len(few), torch.Generator().manual_seed(seed), constraint == "relaxed")
-        in_range = energy_of(prior, *pose({name: posed}, own, seed), constraint, settings)
+        (on_own,) = pose({name: posed}, own, seed)
+        in_range = energy_of(prior, on_own, constraint, settings)
         found = restore(prior, in_range, solver, seed)
         row["in_range_psnr_db"] = reconstruction_measures(own, found.x)["psnr_db"]
         if constraint == "relaxed":
@@ -187,9 +191,10 @@ def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate
 
 def cross_over(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate, seed: int) -> Found:
     """The errors alone, of a problem with another number of measurements."""
+    (problem,) = pose({name: posed}, x, seed)
     rows = {}
     for constraint in ("range", "relaxed"):
-        energy = energy_of(prior, *pose({name: posed}, x, seed), constraint, settings)
+        energy = energy_of(prior, problem, constraint, settings)
         found = restore(prior, energy, getattr(settings, constraint), seed)
         rows[constraint] = reconstruction_measures(x, found.x)
     return rows, {}
@@ -221,12 +226,21 @@ def side_by_side(function: Callable[[str], Found], tasks: list[str], processes: 
     if processes == 1:
         yield from ((task, function(task)) for task in tasks)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process) as pool:
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what starts now leaves Ctrl-C to this process
+    try:
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process)
+        running = {pool.submit(function, task): task for task in tasks}
+    except OSError as error:
+        raise InputError(f"cannot start {processes} processes: {error.strerror}; threads: 1 needs none") from None
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with pool:
         try:
-            running = {pool.submit(function, task): task for task in tasks}
             for done in as_completed(running):
                 yield running[done], done.result()
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
+            if error.__cause__ is not None:  # a defect, and where it is
+                raise
             raise InputError(
                 f"one of {processes} processes was killed, perhaps for want of memory; fewer threads in params.yaml "
                 "take less"
@@ -238,7 +252,7 @@ def side_by_side(function: Callable[[str], Found], tasks: list[str], processes: 
 
 
 def _begin_process() -> None:
-    """Leave Ctrl-C to the stage that started this process, and end with it."""
+    """Leave Ctrl-C to the stage that started this process, on Windows too, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_stage() -> None:
@@ -254,16 +268,16 @@ def main() -> None:
         raise InputError("usage: python -m stages.evaluate ae|vae|gan")
     params = load_params("params.yaml")
     device = set_up(params)
-    # short ones last, so that no process waits long for another
-    tasks = [*params.problems, *reversed(params.crossover_problems()), "likelihood", "representation"]
+    # long ones first
+    tasks = [*params.problems, "likelihood", *reversed(params.crossover_problems()), "representation"]
     processes = min(params.threads, os.cpu_count() or 1, len(tasks)) if device.type == "cpu" else 1
     values, images = {"range": {}, "relaxed": {}, "mean": {}}, {}
-    found = side_by_side(partial(work, name, params), tasks, processes)
-    for task, (rows, restored) in (bar := steps(len(tasks), f"evaluate {name}", found)):
-        bar.set_postfix(done=task)
-        images[task] = restored
-        for constraint, row in rows.items():
-            values[constraint][task] = row
+    with closing(side_by_side(partial(work, name, params), tasks, processes)) as found:
+        for task, (rows, restored) in (bar := steps(len(tasks), f"evaluate {name}", found)):
+            bar.set_postfix(done=task)
+            images[task] = restored
+            for constraint, row in rows.items():
+                values[constraint][task] = row
     for problem in params.problems:
         row = values["range"][problem]
         row["added_mse"] = row["mse"] - values["range"]["representation"]["mse"]

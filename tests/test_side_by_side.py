@@ -12,10 +12,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, tiny
+from threadpoolctl import threadpool_info
 
+from genprior.params import load_params
 from genprior.patches import to_unit
 from genprior.prior import Prior, save_prior
 from genprior.stage import write_array
+from stages import evaluate
 
 pytestmark = pytest.mark.process
 # What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
@@ -27,7 +30,7 @@ HEARD = (
 
 @pytest.fixture
 def stage(tmp_path, values, patches):
-    """`start(threads)` starts the evaluation of an untrained autoencoder; `write(values)` changes its parameters."""
+    """A folder, and `start(threads, **changed)`, which evaluates an untrained autoencoder in it with these settings."""
     (tmp_path / "data/models").mkdir(parents=True)
     torch.manual_seed(0)
     prior = Prior((8, 8), 3, [8], "silu", "dct", "plain")
@@ -62,17 +65,18 @@ def stage(tmp_path, values, patches):
         running.wait()
 
 
-def children_at_work(running):
-    """The processes that a stage's pool has begun, once both burn time."""
+def children_of(running, user_seconds):
+    """The processes that a stage's pool has begun, once both have used so much of the processor's time."""
     end = time.monotonic() + 60
-    while time.monotonic() < end and running.poll() is None:
+    while time.monotonic() < end:
+        assert running.poll() is None
         with suppress(psutil.Error):
             children = psutil.Process(running.pid).children()
             children = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-            if len(children) == 2 and all(child.cpu_times().user > 3 for child in children):
+            if len(children) == 2 and all(child.cpu_times().user > user_seconds for child in children):
                 return children
         time.sleep(0.05)
-    raise AssertionError("no two processes at work")
+    raise AssertionError("no two processes")
 
 
 def written(folder):
@@ -81,11 +85,21 @@ def written(folder):
     return {file.name: file.read_bytes() for file in files}
 
 
+def test_a_process_has_one_thread(stage, monkeypatch):
+    folder, start = stage
+    start(2).kill()
+    monkeypatch.chdir(folder)
+    evaluate.work("ae", load_params("params.yaml"), "representation")
+    assert torch.get_num_threads() == 1
+    assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one process")
 def test_two_processes_write_what_one_writes(stage):
     folder, start = stage
     found = []
     for threads in (1, 2):
-        assert start(threads).wait() == 0, (folder / "stderr").read_text()
+        assert start(threads).wait(120) == 0, (folder / "stderr").read_text()
         found.append(written(folder))
         for file in (*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")):
             file.unlink()
@@ -93,14 +107,19 @@ def test_two_processes_write_what_one_writes(stage):
     assert found[0] == found[1]
 
 
+AT_WORK = 6  # seconds of the processor; imports take three
 LONG = {"patches": 300, "mean_samples": 2000, "relaxed": {"starts": 4, "iterations": 200}}  # minutes
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_its_stage(stage, number):
+@pytest.mark.parametrize(
+    ("number", "user_seconds"),
+    [(signal.SIGINT, 0), (signal.SIGINT, AT_WORK), (signal.SIGTERM, AT_WORK), (signal.SIGKILL, AT_WORK)],
+)
+def test_no_process_outlives_its_stage(stage, number, user_seconds):
+    """Once all are at work, and Ctrl-C also while they still import."""
     folder, start = stage
     running = start(2, **LONG)
-    children = children_at_work(running)
+    children = children_of(running, user_seconds)
     if number == signal.SIGINT:  # Ctrl-C goes to all that a terminal started
         os.killpg(running.pid, number)
     else:
@@ -117,7 +136,7 @@ def test_no_process_outlives_its_stage(stage, number):
 def test_a_killed_process_ends_the_stage_with_one_line(stage):
     folder, start = stage
     running = start(2, **LONG)
-    children = children_at_work(running)
+    children = children_of(running, AT_WORK)
     children[0].kill()
     assert running.wait(20) == 1
     (line,) = (folder / "stderr").read_text().splitlines()

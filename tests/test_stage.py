@@ -90,3 +90,20 @@ def test_errors_end_a_stage_with_one_line_and_the_right_code(capsys):
     with pytest.raises(SystemExit) as caught:
         run(lambda: fail(OSError(28, "No space left on device", "data/x.npy")))
     assert caught.value.code == "error: data/x.npy: No space left on device"
+
+
+def on_a_gpu(size):
+    raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} GiB.")
+
+
+@pytest.mark.parametrize("allocate", [np.empty, torch.empty, bytearray, on_a_gpu])
+def test_want_of_memory_ends_a_stage_with_one_line(allocate):
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: allocate(2**50))
+    assert caught.value.code.startswith("error: out of memory.")
+    assert "\n" not in caught.value.code
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(lambda: torch.ones(2, 3) @ torch.ones(2, 3))

@@ -40,6 +40,7 @@ def stage(tmp_path, values, patches):
     tiny(values)["extract_patches"]["patch_size"] = [8, 8]
     values["problems"] = {name: values["problems"][name] for name in ("denoise", "inpaint", "cs_50")}
 
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     started = []
 
     def start(threads, **changed):
@@ -86,10 +87,11 @@ def written(folder):
 
 
 def test_a_process_has_one_thread(stage, monkeypatch):
-    folder, start = stage
-    start(2).kill()
+    folder, _ = stage
     monkeypatch.chdir(folder)
-    evaluate.work("ae", load_params("params.yaml"), "representation")
+    params = load_params("params.yaml")
+    assert params.threads == 2
+    evaluate.work("ae", params, "representation")
     assert torch.get_num_threads() == 1
     assert {pool["num_threads"] for pool in threadpool_info()} == {1}
 
@@ -113,7 +115,7 @@ LONG = {"patches": 300, "mean_samples": 2000, "relaxed": {"starts": 4, "iteratio
 
 @pytest.mark.parametrize(
     ("number", "user_seconds"),
-    [(signal.SIGINT, 0), (signal.SIGINT, AT_WORK), (signal.SIGTERM, AT_WORK), (signal.SIGKILL, AT_WORK)],
+    [(signal.SIGINT, 0.5), (signal.SIGINT, AT_WORK), (signal.SIGTERM, AT_WORK), (signal.SIGKILL, AT_WORK)],
 )
 def test_no_process_outlives_its_stage(stage, number, user_seconds):
     """Once all are at work, and Ctrl-C also while they still import."""

@@ -14,13 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genprior.images import dct_basis
 from genprior.losses import LOG_2_PI
-from genprior.operators import Identity, as_matrix
+from genprior.operators import Identity, as_matrix, factors_by_axis
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
 LAPACK_FROM = 192  # rows of a matrix
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
+Axes = tuple[Tensor, Tensor] | list[Tensor]  # of A = A_h ⊗ A_w: A_h (h, h) and A_w (w, w)
 
 
 class Energy(Protocol):
@@ -395,24 +395,24 @@ class ModulatedEnergy(RelaxedEnergy):
         super().__init__(moments, basis, shape, operator, y, sigma)
 
     def _prepare(self) -> None:
-        m, n = self.y.shape[1], len(self.basis)
-        is_identity = isinstance(self.operator, Identity)
-        self.whitened = is_identity and self.sigma == 0
+        self.whitened = isinstance(self.operator, Identity) and self.sigma == 0
         self.fades = not self.whitened  # its noise alone makes S dense
-        self.products_by_axis = self.parts = None
+        self._centre = self.parts = None
         if self.matrix is not None:
             self.operator_matrix = self.matrix @ self.basis.T  # K
             self.parts = (self.operator_matrix * self.fields[:, None]) @ self.basis  # K diag(fields_b) U for each b
-        # The DCT of two axes is one of each after the other, U = U_h ⊗ U_w, and so is U diag(v) Uᵀ: a matrix product
-        # with products of rows for each axis, (h h, h) and (w w, w), in a fifth of the time
-        axes = [torch.from_numpy(dct_basis(*side)).to(self.basis) for side in ((self.shape[0], 1), (1, self.shape[1]))]
-        if is_identity and torch.allclose(torch.kron(*axes), self.basis, rtol=0, atol=1e-5):
-            self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in axes]
-        floats = floats_at_once(self.y)
-        dense = 4 * m**2 + (0 if self.products_by_axis else 3 * m * n)
+        self._size_chunks()
+
+    def _size_chunks(self) -> None:
+        m, n, floats = self.y.shape[1], len(self.basis), floats_at_once(self.y)
+        dense = self._dense_size()
         self.size = 2**14 if self.whitened else dense
         self.chunk, self.dense_chunk = (max(1, floats // size) for size in (self.size, dense))
         self.model_chunk = max(1, 2 * floats // (8 * n**2 + 4 * m * n))
+
+    def _dense_size(self) -> int:
+        m, n = self.y.shape[1], len(self.basis)
+        return 4 * m**2 + 3 * m * n
 
     def _linearise_in_pixels(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """K x and the Jacobian of K in pixels at coefficients c (P, n): (P, m), and (m, n) or (P, m, n)."""
@@ -429,17 +429,8 @@ class ModulatedEnergy(RelaxedEnergy):
 
     def _covariance(self, jacobian: Tensor, v: Tensor, gains: Tensor) -> Tensor:
         """S without further noise: (P, m, m)."""
-        if self.products_by_axis is None:
-            spread = self._spread(jacobian, gains)
-            covariance = (spread * v[:, None]) @ spread.mT
-        else:
-            h, w = self.shape
-            first, second = self.products_by_axis
-            by_axes = first @ (v.unflatten(1, self.shape) @ second.T)  # (P, h h, w w)
-            covariance = by_axes.reshape(-1, h, h, w, w).transpose(2, 3).reshape(-1, h * w, h * w)
-            d = gains @ self.fields
-            covariance *= d[:, :, None]
-            covariance *= d[:, None]
+        spread = self._spread(jacobian, gains)
+        covariance = (spread * v[:, None]) @ spread.mT
         covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
         return covariance
 
@@ -447,8 +438,10 @@ class ModulatedEnergy(RelaxedEnergy):
         """S, and S + s S(0) with noise s (P,): (P, m, m)."""
         covariance = self._covariance(jacobian, v, gains)
         if noise is not None:
-            c, v, gains = self.moments(torch.zeros_like(z[:1]))
-            covariance += noise[:, None, None] * self._covariance(self._linearise_in_pixels(c)[1], v, gains)
+            if self._centre is None:
+                c, v, gains = self.moments(torch.zeros_like(z[:1]))
+                self._centre = self._covariance(self._linearise_in_pixels(c)[1], v, gains)  # S(0)
+            covariance.addcmul_(noise[:, None, None], self._centre)
         return covariance
 
     def _white_pixels(self, v: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
@@ -486,56 +479,62 @@ class ModulatedEnergy(RelaxedEnergy):
         misfit = (left @ torch.cat([y.T, y.new_ones(1, len(y))])).square_().sum(1)
         return 0.5 * (misfit + (log_determinant + z.square().sum(1))[:, None]) + self.constant
 
-    def _slopes(self, rows: Tensor, v: Tensor, predicted: Tensor, spread: Tensor, root: Tensor) -> tuple[Tensor, ...]:
-        """W = R B, R r, and the misfit's and log det S's slopes along K x, v and the gains."""
-        w, white = root @ spread, root @ (self.y[rows] - predicted).unsqueeze(2)
+    def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
+        """The misfit and log det S (P,); for a linear K their slopes along c, v and gains; what `_fisher` asks for."""
+        predicted, jacobian, root, log_determinant = self._root(z, c, v, gains)
+        w, white = root @ self._spread(jacobian, gains), root @ (self.y[rows] - predicted).unsqueeze(2)  # W = R B, R r
+        misfit = white.square().sum((1, 2))
+        if self.matrix is None:  # S changes with K's Jacobian too
+            return misfit, log_determinant, None, (w, root, jacobian)
         solved, a = root.mT @ white, (white.mT @ w).squeeze(1)  # S⁻¹r and BᵀS⁻¹r
-        along_v = 0.5 * (w.square().sum(1) - a.square())
         along_spread = (root.mT @ w - solved * a[:, None]) * v[:, None]  # (S⁻¹ - S⁻¹r rᵀS⁻¹) B diag(v)
-        return w, white, -solved.squeeze(2), along_v, along_spread.flatten(1) @ self.parts.flatten(1).T
+        along_gains = along_spread.flatten(1) @ self.parts.flatten(1).T
+        slopes = -solved.squeeze(2) @ self.matrix, 0.5 * (w.square().sum(1) - a.square()), along_gains
+        return misfit, log_determinant, slopes, (w, root, jacobian)
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self.whitened or self.matrix is None:
             return differentiated(self.value, z, rows)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            c, v, gains = self.moments(z)
-        found = [moment.detach() for moment in (c, v, gains)]
-        predicted, jacobian, root, log_determinant = self._root(z.detach(), *found)
-        spread = self._spread(jacobian, found[2])
-        _, white, along, along_v, along_gains = self._slopes(rows, found[1], predicted, spread, root)
-        energy = self._energy(z.detach(), rows, white.square().sum((1, 2)), log_determinant)
+            moments = self.moments(z)
+        misfit, log_determinant, slopes, _ = self._data_term(z.detach(), rows, *(found.detach() for found in moments))
+        energy = self._energy(z.detach(), rows, misfit, log_determinant)
         with torch.enable_grad():  # what has the energy's gradient
-            twin = (along @ self.matrix * c).sum() + (along_v * v).sum() + (along_gains * gains).sum()
+            twin = sum((slope * moment).sum() for slope, moment in zip(slopes, moments, strict=True))
             return energy, torch.autograd.grad(twin + 0.5 * z.square().sum(), z)[0]
 
     def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient, and Fisher matrix (R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j) + I, Δ = R dS Rᵀ along each code.
-
-        With W = R B, Q = R K and Y = U diag(v) Wᵀ, Δ = W diag(dv) Wᵀ + Q diag(dd) Y + (Q diag(dd) Y)ᵀ: all traces are
-        quadratic forms in dv and dd, of Hadamard products of n × n matrices.
-        """
-        (c, v, gains), (c_columns, v_columns, gains_columns) = with_columns(self.moments, z)
-        predicted, jacobian, root, _ = self._root(z, c, v, gains)
-        spread = self._spread(jacobian, gains)
-        if self.matrix is not None:
-            w, _, along, along_v, along_gains = self._slopes(rows, v, predicted, spread, root)
-            gradient = torch.einsum("pnk,pn->pk", c_columns, along @ self.matrix) + z
-            gradient += torch.einsum("pnk,pn->pk", v_columns, along_v)
-            gradient += torch.einsum("pbk,pb->pk", gains_columns, along_gains)
-            projected, q = root @ (self.matrix @ c_columns), root @ self.operator_matrix
-        else:  # S changes with K's Jacobian too, which only the gradient knows
+        """Gradient, and Fisher matrix (R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j) + I, Δ = R dS Rᵀ along each code."""
+        moments, columns = with_columns(self.moments, z)
+        _, _, slopes, found = self._data_term(z, rows, *moments)
+        if slopes is None:
             gradient = self.value_and_gradient(z, rows)[1]
-            w, projected, q = root @ spread, root @ (jacobian @ (self.basis @ c_columns)), root @ jacobian
+        else:
+            parts = zip(columns, slopes, strict=True)
+            gradient = z + sum(torch.einsum("pnk,pn->pk", column, slope) for column, slope in parts)
+        fisher = self._fisher(found, moments[1], *columns)
+        fisher.diagonal(dim1=1, dim2=2).add_(1.0)
+        return gradient, fisher
+
+    def _fisher(
+        self, found: tuple[Tensor, ...], v: Tensor, c_columns: Tensor, v_columns: Tensor, gains_columns: Tensor
+    ) -> Tensor:
+        """Of `model`, less I, from W = R B, R and K's Jacobian, which `_data_term` found: (P, k, k).
+
+        With Q = R K and Y = U diag(v) Wᵀ, Δ = W diag(dv) Wᵀ + Q diag(dd) Y + (Q diag(dd) Y)ᵀ: all traces are quadratic
+        forms in dv and dd, of Hadamard products of n × n matrices.
+        """
+        w, root, jacobian = found
+        q = root @ jacobian
+        projected = q @ (self.basis @ c_columns)
         y = self.basis @ (v.unsqueeze(2) * w.mT)
         d_columns = self.fields.T @ gains_columns
         yq = y @ q
         mixed = (w.mT @ q) * (y @ w).mT
         along_v = 0.5 * (w.mT @ w).square_() @ v_columns + mixed @ d_columns
         along_d = (yq * yq.mT).addcmul_(y @ y.mT, q.mT @ q) @ d_columns + mixed.mT @ v_columns
-        fisher = projected.mT @ projected + v_columns.mT @ along_v + d_columns.mT @ along_d
-        fisher.diagonal(dim1=1, dim2=2).add_(1.0)
-        return gradient, fisher
+        return projected.mT @ projected + v_columns.mT @ along_v + d_columns.mT @ along_d
 
     def _conditioned(self, z: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         """E[x | y, z], or a draw of it by Matheron's rule: (P, 1, h, w)."""
@@ -560,11 +559,111 @@ class ModulatedEnergy(RelaxedEnergy):
         return self._conditioned(z, rows, generator)
 
 
+class SeparableEnergy(ModulatedEnergy):
+    """`ModulatedEnergy` where K and U act on one axis after the other, U = U_h ⊗ U_w and K = K_h ⊗ K_w, as a blur does.
+
+    On the columns of a matrix, both then cost (h + w) / n of a product. What the energy asks of S⁻¹ is in pixels:
+    Q = Kᵀ S⁻¹ K, and N = Q - Kᵀ S⁻¹ r rᵀ S⁻¹ K, with the slopes ½ diag(Uᵀ D N D U) along v and (C ∘ N) d along d,
+    C = U diag(v) Uᵀ. operator_axes: K_h (h, h) and K_w (w, w), None for K = I; basis_axes: U_h and U_w.
+    """
+
+    def __init__(self, *modulated: object, operator_axes: Axes | None, basis_axes: Axes):
+        self.operator_axes, self.basis_axes = operator_axes, basis_axes
+        self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in basis_axes]  # (h h, h), (w w, w)
+        super().__init__(*modulated)
+
+    def _dense_size(self) -> int:
+        return 8 * len(self.basis) ** 2
+
+    def _covariance(self, jacobian: Tensor, v: Tensor, gains: Tensor) -> Tensor:
+        return self._seen(_scaled(self._in_pixels(v), gains @ self.fields))
+
+    def _seen(self, covariance: Tensor) -> Tensor:
+        """σ² I + K Σ Kᵀ for Σ (P, n, n), in its place where K = I."""
+        if self.operator_axes is not None:
+            covariance = _from_both_sides(self.operator_axes, covariance)
+        covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
+        return covariance
+
+    def _in_pixels(self, v: Tensor) -> Tensor:
+        """C = U diag(v) Uᵀ: (P, n) -> (P, n, n)."""
+        (h, w), (first, second) = self.shape, self.products_by_axis
+        by_axes = first @ (v.unflatten(1, self.shape) @ second.T)  # (P, h h, w w)
+        return by_axes.reshape(-1, h, h, w, w).transpose(2, 3).reshape(-1, h * w, h * w)
+
+    def _spectrum(self, matrix: Tensor) -> Tensor:
+        """diag(Uᵀ M U), the adjoint of `_in_pixels`: (P, n, n) -> (P, n)."""
+        (h, w), (first, second) = self.shape, self.products_by_axis
+        by_axes = matrix.reshape(-1, h, w, h, w).transpose(2, 3).reshape(-1, h * h, w * w)
+        return (first.T @ by_axes @ second).flatten(1)
+
+    def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
+        if self.whitened:
+            return super()._data_term(z, rows, c, v, gains)
+        d, inside = gains @ self.fields, self._in_pixels(v)
+        factor, residual = _cholesky(self._seen(_scaled(inside, d))), self.y[rows] - c @ self.matrix.T
+        solved = torch.cholesky_solve(residual.unsqueeze(2), factor).squeeze(2)
+        q, a = torch.cholesky_inverse(factor), solved  # Q, and KᵀS⁻¹r
+        if self.operator_axes is not None:
+            q, a = _from_both_sides([axis.T for axis in self.operator_axes], q), solved @ self.operator_matrix
+        outer = q - a[:, :, None] * a[:, None]  # N
+        along_v = 0.5 * self._spectrum(_scaled(outer, d))
+        along_gains = (inside.mul_(outer) @ d.unsqueeze(2)).squeeze(2) @ self.fields.T
+        return (residual * solved).sum(1), _log_determinant(factor), (-a @ self.basis, along_v, along_gains), (d, q)
+
+    def _fisher(
+        self, found: tuple[Tensor, ...], v: Tensor, c_columns: Tensor, v_columns: Tensor, gains_columns: Tensor
+    ) -> Tensor:
+        """Of `model`, less I, from D's diagonal (P, n) and Q (P, n, n), which `_data_term` found: (P, k, k).
+
+        With A = Uᵀ D Q, P = A D U, X = U diag(v) A, Y = U diag(v) P and Z = U diag(v) Yᵀ, it is (U J)ᵀ Q (U J) and of
+        dv, dd the quadratic form ½ dvᵀ (P ∘ P) dv + dvᵀ (A ∘ Yᵀ) dd + ddᵀ (A ∘ Yᵀ)ᵀ dv + ddᵀ (X ∘ Xᵀ + Z ∘ Q) dd.
+        """
+        if self.whitened:
+            return super()._fisher(found, v, c_columns, v_columns, gains_columns)
+        d, q = found
+        basis, adjoint = self.basis_axes, [axis.T for axis in self.basis_axes]
+        spectral = _on_axes(adjoint, d.unsqueeze(2) * q)
+        p = _on_axes(adjoint, d.unsqueeze(2) * spectral.mT)
+        x = _on_axes(basis, v.unsqueeze(2) * spectral)
+        y = _on_axes(basis, v.unsqueeze(2) * p)
+        d_columns, mean_columns = self.fields.T @ gains_columns, _on_axes(basis, c_columns)
+        mixed = spectral.mul_(y.mT)
+        along_v = 0.5 * p.square_() @ v_columns + mixed @ d_columns
+        along_d = (x * x.mT).addcmul_(_on_axes(basis, v.unsqueeze(2) * y.mT), q) @ d_columns + mixed.mT @ v_columns
+        return mean_columns.mT @ q @ mean_columns + v_columns.mT @ along_v + d_columns.mT @ along_d
+
+
+def _on_axes(axes: Axes, matrix: Tensor) -> Tensor:
+    """(A_h ⊗ A_w) M, A_h (h, h) and A_w (w, w), for matrices M (P, h w, j)."""
+    (first, second), (count, n, columns) = axes, matrix.shape
+    h, w = len(first), len(second)
+    along_w = torch.bmm(second.expand(count * h, w, w), matrix.reshape(count * h, w, columns))
+    return torch.bmm(first.expand(count, h, h), along_w.view(count, h, w * columns)).view(count, n, columns)
+
+
+def _from_both_sides(axes: Axes, matrix: Tensor) -> Tensor:
+    """A M Aᵀ, A = A_h ⊗ A_w, for symmetric matrices M (P, h w, h w)."""
+    return _on_axes(axes, _on_axes(axes, matrix).mT)
+
+
+def _scaled(matrix: Tensor, d: Tensor) -> Tensor:
+    """D M D for matrices M (P, n, n) and D's diagonal d (P, n)."""
+    return (d[:, :, None] * matrix).mul_(d[:, None])
+
+
 def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> RelaxedEnergy:
-    """The relaxed energy of a `Prior` with a residual model, of the kind that its covariance asks for."""
+    """The relaxed energy of a `Prior` with a residual model, of the kind that its covariance and K ask for."""
     if prior.fields is None:
         return RelaxedEnergy(prior.moments, prior.basis, prior.shape, operator, y, sigma)
-    return ModulatedEnergy(prior.moments, prior.fields, prior.basis, prior.shape, operator, y, sigma)
+    modulated = prior.moments, prior.fields, prior.basis, prior.shape, operator, y, sigma
+    basis_axes = factors_by_axis(prior.basis, prior.shape)
+    operator_axes = None
+    if hasattr(operator, "A_adjoint") and not isinstance(operator, Identity):
+        operator_axes = factors_by_axis(as_matrix(operator, prior.shape, prior.basis), prior.shape)
+    if basis_axes is not None and (operator_axes is not None or isinstance(operator, Identity)):
+        return SeparableEnergy(*modulated, operator_axes=operator_axes, basis_axes=basis_axes)
+    return ModulatedEnergy(*modulated)
 
 
 def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:

@@ -186,6 +186,22 @@ def as_matrix(operator: LinearOperator, shape: tuple[int, int], like: Tensor | N
     return operator.A(identity.reshape(n, 1, *shape)).flatten(1).T.contiguous()
 
 
+def factors_by_axis(matrix: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """A_h (h, h) and A_w (w, w) with A = A_h ⊗ A_w for a matrix A (h w, h w), None where there are none.
+
+    Van Loan & Pitsianis 1993: as a matrix of A's blocks, one a row, A has rank one.
+    """
+    h, w = shape
+    if matrix.shape != (h * w, h * w):
+        return None
+    blocks = matrix.reshape(h, w, h, w).transpose(1, 2).reshape(h * h, w * w)
+    largest = int(blocks.abs().argmax())
+    first, second = blocks[:, largest % (w * w)], blocks[largest // (w * w)]
+    first = first / first[largest // (w * w)]
+    found = first.reshape(h, h).contiguous(), second.reshape(w, w).contiguous()
+    return found if torch.allclose(torch.kron(*found), matrix, rtol=0, atol=1e-5 * float(matrix.abs().max())) else None
+
+
 def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Generator) -> nn.Module:
     """The operator of one block of `problems` in params.yaml, for patches of `shape`."""
     match problem.operator:

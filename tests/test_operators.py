@@ -14,6 +14,7 @@ from genprior.operators import (
     Saturation,
     as_matrix,
     build_operator,
+    factors_by_axis,
     fourier_samples,
     gaussian_sensing,
     motion_blur,
@@ -163,3 +164,17 @@ def test_names_say_what_is_measured(params):
 def test_at_least_one_pixel_is_seen(params):
     nearly_all = params.problems["inpaint"].model_copy(update={"missing": 0.9999})
     assert build_operator(nearly_all, (4, 4), torch.Generator()).mask.sum() == 1
+
+
+def test_factors_by_axis_are_found_where_there_are_any():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(side, side, generator=generator) for side in SHAPE)
+    found = factors_by_axis(torch.kron(first, second), SHAPE)
+    torch.testing.assert_close(torch.kron(*found), torch.kron(first, second))
+    blur = GaussianBlur(SHAPE, 1.0)
+    x = torch.randn(1, 1, *SHAPE, generator=generator)
+    first, second = factors_by_axis(as_matrix(blur, SHAPE), SHAPE)
+    torch.testing.assert_close(first @ x @ second.T, blur.A(x))
+    n = SHAPE[0] * SHAPE[1]
+    assert factors_by_axis(torch.kron(first, second) + 0.01 * torch.randn(n, n, generator=generator), SHAPE) is None
+    assert factors_by_axis(torch.randn(10, n, generator=generator), SHAPE) is None

@@ -4,13 +4,17 @@ import ctypes
 import io
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,6 +25,8 @@ from genprior.params import InputError, Params
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+
+Found = TypeVar("Found")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -79,6 +85,61 @@ def set_up(params: Params) -> "torch.device":
     if params.device == "cuda" and not found:
         raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
     return torch.device("cuda" if found else "cpu")
+
+
+def side_by_side(function: Callable[[str], Found], tasks: Sequence[str], processes: int, what: str) -> dict[str, Found]:
+    """What the function makes of each task: in this process where one is asked for, else in up to so many.
+
+    The function goes to a process pickled, and does well to `set_up` one thread there. An error of one ends all, at
+    once; so does the end of this process, whatever its kind. what: the progress bar's name.
+    """
+    processes = min(processes, os.cpu_count() or 1, len(tasks))
+    results = _in_processes(function, tasks, processes) if processes > 1 else ((task, function(task)) for task in tasks)
+    found = {}
+    with closing(results):
+        for task, result in (bar := steps(len(tasks), what, results)):
+            found[task] = result
+            bar.set_postfix(done=task)
+    return found
+
+
+def _in_processes(
+    function: Callable[[str], Found], tasks: Sequence[str], processes: int
+) -> Iterator[tuple[str, Found]]:
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what starts now leaves Ctrl-C to this process
+    try:
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process)
+        running = {pool.submit(function, task): task for task in tasks}
+    except OSError as error:
+        raise InputError(f"cannot start {processes} processes: {error.strerror}; threads: 1 needs none") from None
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with pool:
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BrokenProcessPool as error:
+            if error.__cause__ is not None:  # a defect, and where it is
+                raise
+            raise InputError(
+                f"one of {processes} processes was killed, perhaps for want of memory; fewer threads in params.yaml "
+                "take less"
+            ) from None
+        except BaseException:  # nobody waits for what an error, or Ctrl-C, made useless
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+def _begin_process() -> None:
+    """Leave Ctrl-C to the stage that started this process, on Windows too, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_stage() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_stage, daemon=True).start()
 
 
 def steps(count: int, what: str, numbers: Iterable[int] | None = None, done: int = 0) -> tqdm:

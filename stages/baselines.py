@@ -1,17 +1,21 @@
-"""The same problems, measurements and patches by classical methods, all that they leave open chosen on validation."""
+"""The same problems, measurements and patches by classical methods, all that they leave open chosen on validation.
+
+Problems are solved side by side in up to `threads` processes of one thread each.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
 from genprior import classical
 from genprior.images import dct_basis
-from genprior.operators import Measured, as_matrix, pose
+from genprior.operators import as_matrix, pose
 from genprior.params import InputError, Params, load_params
 from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
 from genprior.quality import reconstruction_measures
-from genprior.stage import run, set_up, steps, write_array, write_metrics
+from genprior.stage import run, set_up, side_by_side, steps, write_array, write_metrics
 
 
 def choose(
@@ -48,18 +52,23 @@ def fit_mixtures(
 
 
 def solve(
-    problem: Measured,
-    validation: Measured,
-    truth: np.ndarray,
-    shape: tuple,
-    pca: tuple,
-    mixtures: dict[str, classical.GaussianPrior],
-    params: Params,
-) -> dict:
-    """Every method's estimates of one problem's patches (N, n) and the weight it chose, by name."""
+    pca: tuple[np.ndarray, np.ndarray], mixtures: dict[str, classical.GaussianPrior], params: Params, name: str
+) -> dict[str, tuple[np.ndarray, float | None]]:
+    """Every method's estimates of one problem's patches (N, n) and the weight it chose, by name; with one thread.
+
+    The problem is one of `problems`, or of the crossover, on fewer patches.
+    """
+    set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
+    validation, test = load_splits("data/patches", "cpu", ("validation", "test"))
+    x = draw_patches(test, params.evaluate.patches, params.seed)
+    posed = {name: {**params.problems, **params.crossover_problems()}[name]}
+    (problem,) = pose(posed, x if name in params.problems else x[: params.crossover.patches], params.seed)
+    x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)
+    (on_validation,) = pose(posed, x_validation, params.seed)
+    truth, shape = x_validation.flatten(1).double().numpy(), tuple(x.shape[2:])
     matrix = as_matrix(problem.operator, shape).double().numpy()
     basis = dct_basis(*shape)
-    y, y_validation = (measured.y.flatten(1).double().numpy() for measured in (problem, validation))
+    y, y_validation = (measured.y.flatten(1).double().numpy() for measured in (problem, on_validation))
     latent_weight = problem.sigma**2 if params.evaluate.latent_weight is None else params.evaluate.latent_weight
     weighted = {
         "tikhonov": (lambda y, weight: classical.tikhonov(matrix, y, weight), params.baselines.tikhonov_weights),
@@ -70,11 +79,11 @@ def solve(
         "minimum_norm": (classical.minimum_norm(matrix, y), None),
         "pca": (classical.linear_prior(matrix, *pca, y, latent_weight), None),
     }
-    for name, (method, weights) in weighted.items():
-        weight = choose(method, weights, y_validation, truth)
-        found[name] = (method(y, weight), weight)
-    for name, prior in mixtures.items():
-        found[name] = (prior.condition(matrix, y, problem.sigma)[0], None)
+    for method, (estimate, weights) in weighted.items():
+        weight = choose(estimate, weights, y_validation, truth)
+        found[method] = (estimate(y, weight), weight)
+    for method, prior in mixtures.items():
+        found[method] = (prior.condition(matrix, y, problem.sigma)[0], None)
     return found
 
 
@@ -89,8 +98,6 @@ def main() -> None:
             f"{params.network.latent_size} need no fewer"
         )
     x = draw_patches(test, params.evaluate.patches, params.seed)
-    x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)
-    truth = x_validation.flatten(1).double().numpy()
     pca = principal_components(to_unit(train).flatten(1).double().numpy(), params.network.latent_size)
     draw = torch.Generator().manual_seed(params.seed)
     dequantised = {
@@ -102,38 +109,25 @@ def main() -> None:
     }
     mixtures = fit_mixtures(dequantised["train"], dequantised["validation"], dct_basis(*shape), params)
 
+    posed = {**params.problems, **params.crossover_problems()}
+    solved = side_by_side(partial(solve, pca, mixtures, params), list(posed), params.threads, "baselines")
     values, restored = {}, {}
-
-    def record(method: str, problem: Measured, estimate: np.ndarray, weight: float | None) -> None:
-        estimate = torch.from_numpy(estimate).float().reshape(x.shape)
-        restored.setdefault(method, []).append(estimate.squeeze(1))
-        constraint = values.setdefault(method, {}).setdefault("range" if method == "pca" else "none", {})
-        constraint[problem.name] = problem.measures(x, estimate)
-        if weight is not None:
-            constraint[problem.name]["weight"] = weight
-
-    posed = list(
-        zip(pose(params.problems, x, params.seed), pose(params.problems, x_validation, params.seed), strict=True)
-    )
-    for i in (bar := steps(len(posed), "baselines")):
-        problem, on_validation = posed[i]
-        bar.set_postfix(problem=problem.name)
-        for method, (estimate, weight) in solve(problem, on_validation, truth, shape, pca, mixtures, params).items():
-            record(method, problem, estimate, weight)
+    for problem in pose(params.problems, x, params.seed):
+        for method, (estimate, weight) in solved[problem.name].items():
+            images = torch.from_numpy(estimate).float().reshape(x.shape)
+            restored.setdefault(method, []).append(images.squeeze(1))
+            constraint = values.setdefault(method, {}).setdefault("range" if method == "pca" else "none", {})
+            constraint[problem.name] = problem.measures(x, images)
+            if weight is not None:
+                constraint[problem.name]["weight"] = weight
     centred = x.flatten(1).double().numpy() - pca[0]
     best = pca[0] + centred @ np.linalg.pinv(pca[1]).T @ pca[1].T
     values["pca"]["range"]["representation"] = reconstruction_measures(x, torch.from_numpy(best).reshape(x.shape))
     few = x[: params.crossover.patches]
-    for problem, on_validation in zip(
-        pose(params.crossover_problems(), few, params.seed),
-        pose(params.crossover_problems(), x_validation, params.seed),
-        strict=True,
-    ):
-        estimates = solve(problem, on_validation, truth, shape, pca, mixtures, params)
-        for method, (estimate, _) in estimates.items():
+    for name in params.crossover_problems():
+        for method, (estimate, _) in solved[name].items():
             (constraint,) = values[method].values()
-            error = reconstruction_measures(few, torch.from_numpy(estimate).float().reshape(few.shape))
-            constraint[problem.name] = error
+            constraint[name] = reconstruction_measures(few, torch.from_numpy(estimate).float().reshape(few.shape))
 
     # the patches on which the learned priors' likelihood is measured
     held_out = draw_batch(test, params.evaluate.likelihood_patches, torch.Generator().manual_seed(params.seed))

@@ -8,15 +8,7 @@ threads idle.
 """
 
 import math
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -26,12 +18,12 @@ from torch import Tensor
 from genprior.inversion import CONVERGED, Energy, Inversion, Modes, RangeEnergy, relaxed_energy, screen, search
 from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
-from genprior.params import Evaluate, InputError, Params, Problem, Search, load_params
+from genprior.params import Evaluate, InputError, Params, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
 from genprior.posterior import ANNEALED, Posterior, dominant, log_joint, posterior_mean, sample_posterior
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
-from genprior.stage import run, set_up, steps, write_array, write_metrics
+from genprior.stage import run, set_up, side_by_side, write_array, write_metrics
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
 SCREENED = 2048  # draws from the prior among which a relaxed search finds its starts
@@ -158,10 +150,11 @@ def picture_rows(samples: Tensor) -> Tensor:
 Found = tuple[dict[str, dict], dict[str, np.ndarray]]  # of a task: measures and images by constraint
 
 
-def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate, seed: int) -> Found:
+def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
     """Restore patches x (N, 1, h, w) from one problem under each constraint, with all that is measured of it."""
+    settings, seed, posed = params.evaluate, params.seed, {name: params.problems[name]}
     few = x[: settings.posterior_patches]
-    (problem,) = pose({name: posed}, x, seed)
+    (problem,) = pose(posed, x, seed)
     rows, images = {}, {}
     for constraint in ("range", "relaxed"):
         energy, solver = energy_of(prior, problem, constraint, settings), getattr(settings, constraint)
@@ -174,7 +167,7 @@ def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
         own = prior.sample(len(few), torch.Generator().manual_seed(seed), constraint == "relaxed")
-        (on_own,) = pose({name: posed}, own, seed)
+        (on_own,) = pose(posed, own, seed)
         in_range = energy_of(prior, on_own, constraint, settings)
         found = restore(prior, in_range, solver, seed)
         row["in_range_psnr_db"] = reconstruction_measures(own, found.x)["psnr_db"]
@@ -189,14 +182,15 @@ def solve(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate
     return rows, {kind: found.squeeze(1).cpu().numpy() for kind, found in images.items()}
 
 
-def cross_over(prior: Prior, x: Tensor, name: str, posed: Problem, settings: Evaluate, seed: int) -> Found:
-    """The errors alone, of a problem with another number of measurements."""
-    (problem,) = pose({name: posed}, x, seed)
+def cross_over(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
+    """The errors alone, of a problem of the crossover, on the first of patches x (N, 1, h, w)."""
+    few = x[: params.crossover.patches]
+    (problem,) = pose({name: params.crossover_problems()[name]}, few, params.seed)
     rows = {}
     for constraint in ("range", "relaxed"):
-        energy = energy_of(prior, problem, constraint, settings)
-        found = restore(prior, energy, getattr(settings, constraint), seed)
-        rows[constraint] = reconstruction_measures(x, found.x)
+        energy = energy_of(prior, problem, constraint, params.evaluate)
+        found = restore(prior, energy, getattr(params.evaluate, constraint), params.seed)
+        rows[constraint] = reconstruction_measures(few, found.x)
     return rows, {}
 
 
@@ -213,53 +207,7 @@ def work(name: str, params: Params, task: str) -> Found:
     if task == "likelihood":
         dequantised = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))
         return {"relaxed": log_likelihood(prior, dequantised, settings, seed)}, {}
-    if task in params.problems:
-        return solve(prior, x, task, params.problems[task], settings, seed)
-    return cross_over(prior, x[: params.crossover.patches], task, params.crossover_problems()[task], settings, seed)
-
-
-def side_by_side(function: Callable[[str], Found], tasks: list[str], processes: int) -> Iterator[tuple[str, Found]]:
-    """Each task and what the function makes of it, as they come; in this process where one is asked for.
-
-    An error of one ends all, at once; so does the end of this process, whatever its kind.
-    """
-    if processes == 1:
-        yield from ((task, function(task)) for task in tasks)
-        return
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what starts now leaves Ctrl-C to this process
-    try:
-        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process)
-        running = {pool.submit(function, task): task for task in tasks}
-    except OSError as error:
-        raise InputError(f"cannot start {processes} processes: {error.strerror}; threads: 1 needs none") from None
-    finally:
-        signal.signal(signal.SIGINT, heard)
-    with pool:
-        try:
-            for done in as_completed(running):
-                yield running[done], done.result()
-        except BrokenProcessPool as error:
-            if error.__cause__ is not None:  # a defect, and where it is
-                raise
-            raise InputError(
-                f"one of {processes} processes was killed, perhaps for want of memory; fewer threads in params.yaml "
-                "take less"
-            ) from None
-        except BaseException:  # nobody waits for what an error, or Ctrl-C, made useless
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
-
-
-def _begin_process() -> None:
-    """Leave Ctrl-C to the stage that started this process, on Windows too, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_stage() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_stage, daemon=True).start()
+    return (solve if task in params.problems else cross_over)(prior, x, task, params)
 
 
 def main() -> None:
@@ -268,16 +216,16 @@ def main() -> None:
         raise InputError("usage: python -m stages.evaluate ae|vae|gan")
     params = load_params("params.yaml")
     device = set_up(params)
-    # long ones first
-    tasks = [*params.problems, "likelihood", *reversed(params.crossover_problems()), "representation"]
-    processes = min(params.threads, os.cpu_count() or 1, len(tasks)) if device.type == "cpu" else 1
+    # Long ones first: what starts last ends last, and alone.
+    posed = sorted(params.problems, key=lambda name: params.problems[name].operator not in ("identity", "blur"))
+    tasks = [*posed, "likelihood", *reversed(params.crossover_problems()), "representation"]
+    processes = params.threads if device.type == "cpu" else 1
     values, images = {"range": {}, "relaxed": {}, "mean": {}}, {}
-    with closing(side_by_side(partial(work, name, params), tasks, processes)) as found:
-        for task, (rows, restored) in (bar := steps(len(tasks), f"evaluate {name}", found)):
-            bar.set_postfix(done=task)
-            images[task] = restored
-            for constraint, row in rows.items():
-                values[constraint][task] = row
+    found = side_by_side(partial(work, name, params), tasks, processes, f"evaluate {name}")
+    for task, (rows, restored) in found.items():
+        images[task] = restored
+        for constraint, row in rows.items():
+            values[constraint][task] = row
     for problem in params.problems:
         row = values["range"][problem]
         row["added_mse"] = row["mse"] - values["range"]["representation"]["mse"]

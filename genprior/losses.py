@@ -80,13 +80,12 @@ ADVERSARIAL = {
 }
 
 
-def gradient_penalty(discriminator: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
-    """½ E ‖∇D‖² over a batch (N, n), with respect to what the discriminator sees: a scalar.
+def gradient_penalty(logits: Tensor, samples: Tensor) -> Tensor:
+    """½ E ‖∇D‖² over a batch (N, n) that requires gradients, of its logits D (N, 1): a scalar.
 
     R1 on real samples (Mescheder et al. 2018, equation 9), R2 on generated ones.
     """
-    samples = samples.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(samples).sum(), samples, create_graph=True)
+    (gradient,) = torch.autograd.grad(logits.sum(), samples, create_graph=True)
     return 0.5 * gradient.square().sum(1).mean()
 
 

@@ -25,7 +25,7 @@ def cosine_adam(
     network: nn.Module, lr: float, count: int, **options
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam and a learning rate that falls from `lr` to 0 along half a cosine over `count` steps."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, **options)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True, **options)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from genprior.networks import Encoder
 from genprior.params import Network, TrainAE, load_params
-from genprior.patches import draw_batch, load_splits, to_unit
+from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
 from genprior.prior import Prior, save_prior
 from genprior.quality import psnr_db
 from genprior.stage import run, set_up, write_csv, write_metrics
@@ -38,7 +38,7 @@ def train(
     prior.to(patches.device)
     optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
     generator = torch.Generator().manual_seed(seed)
-    x_validation = to_unit(validation)
+    x_validation = draw_patches(validation, 2048, seed)
 
     rows = []
     state = [prior, optimizer, schedule, generator]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genprior.classical import fit_gaussian_prior
 from genprior.images import dct_basis
-from genprior.networks import Coefficients, mlp
+from genprior.networks import Coefficients, mlp, tamed
 from genprior.operators import Measured, as_matrix, pose
 from genprior.params import TrainDiscriminative, load_params
 from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
@@ -38,7 +38,7 @@ class Reconstructor(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         linear = self.linear(y)
         c = self.truths.analyse(linear)
-        a, b = self.network(torch.asinh(self.estimates.analyse(linear))).chunk(2, 1)
+        a, b = self.network(tamed(self.estimates.analyse(linear))[0]).chunk(2, 1)
         return self.truths.synthesise(c + a * c + b)
 
 

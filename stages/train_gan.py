@@ -58,20 +58,23 @@ def train(
     def latent(count: int) -> Tensor:
         return torch.randn(count, network.latent_size, generator=draw).to(patches.device)
 
-    def penalty_of(real: Tensor, fake: Tensor) -> Tensor:
+    def penalty_of(real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         if settings.loss == "wasserstein":
             return lipschitz_penalty(discriminator, real, fake, torch.rand(len(real), 1, generator=draw).to(real))
-        return gradient_penalty(discriminator, real) + gradient_penalty(discriminator, fake)
+        return gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, fake)
 
     rows = []
     state = [generator, discriminator, average, g_optimizer, d_optimizer, g_schedule, d_schedule, draw]
     for step in (bar := resumable(settings.steps, "train_gan", checkpoint, state, rows)):
-        real = coefficients.analyse(draw_batch(patches, settings.batch_size, draw))
-        fake = generator.decoder(latent(len(real))).detach()
-        d_loss = d_loss_of(discriminator(real), discriminator(fake))
-        penalty = penalty_of(real, fake) if settings.gradient_penalty else torch.zeros(())
+        real = coefficients.analyse(draw_batch(patches, settings.batch_size, draw)).requires_grad_()
+        with torch.no_grad():
+            fake = generator.decoder(latent(len(real)))
+        real_logits, fake_logits = discriminator(real), discriminator(fake.requires_grad_())
+        d_loss, penalty = d_loss_of(real_logits, fake_logits), torch.zeros(())
+        if settings.gradient_penalty:
+            penalty = penalty_of(real, fake, real_logits, fake_logits)
         d_optimizer.zero_grad()
-        (d_loss + settings.gradient_penalty * penalty).backward()
+        (d_loss + settings.gradient_penalty * penalty).backward(inputs=list(discriminator.parameters()))
         d_optimizer.step()
         d_schedule.step()
 
@@ -83,7 +86,7 @@ def train(
             direction = 0.5 * torch.nn.functional.normalize(latent(len(real)))
             bend = curvature_penalty(generator.decoder, z, fake, direction)
         g_optimizer.zero_grad()
-        (g_loss + settings.curvature * bend).backward()
+        (g_loss + settings.curvature * bend).backward(inputs=list(generator.parameters()))
         g_optimizer.step()
         g_schedule.step()
         average.update_parameters(generator)

@@ -564,13 +564,17 @@ class SeparableEnergy(ModulatedEnergy):
 
     On the columns of a matrix, both then cost (h + w) / n of a product. What the energy asks of S⁻¹ is in pixels:
     Q = Kᵀ S⁻¹ K, and N = Q - Kᵀ S⁻¹ r rᵀ S⁻¹ K, with the slopes ½ diag(Uᵀ D N D U) along v and (C ∘ N) d along d,
-    C = U diag(v) Uᵀ. operator_axes: K_h (h, h) and K_w (w, w), None for K = I; basis_axes: U_h and U_w.
+    C = U diag(v) Uᵀ. operator_axes: K_h (h, h) and K_w (w, w), None for K = I; basis_axes: U_h and U_w; sigma > 0.
     """
 
     def __init__(self, *modulated: object, operator_axes: Axes | None, basis_axes: Axes):
         self.operator_axes, self.basis_axes = operator_axes, basis_axes
         self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in basis_axes]  # (h h, h), (w w, w)
         super().__init__(*modulated)
+
+    def _prepare(self) -> None:
+        self.whitened, self._centre, self.operator_matrix = False, None, self.matrix @ self.basis.T
+        self._size_chunks()
 
     def _dense_size(self) -> int:
         return 8 * len(self.basis) ** 2
@@ -598,8 +602,6 @@ class SeparableEnergy(ModulatedEnergy):
         return (first.T @ by_axes @ second).flatten(1)
 
     def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
-        if self.whitened:
-            return super()._data_term(z, rows, c, v, gains)
         d, inside = gains @ self.fields, self._in_pixels(v)
         factor, residual = _cholesky(self._seen(_scaled(inside, d))), self.y[rows] - c @ self.matrix.T
         solved = torch.cholesky_solve(residual.unsqueeze(2), factor).squeeze(2)
@@ -619,8 +621,6 @@ class SeparableEnergy(ModulatedEnergy):
         With A = Uᵀ D Q, P = A D U, X = U diag(v) A, Y = U diag(v) P and Z = U diag(v) Yᵀ, it is (U J)ᵀ Q (U J) and of
         dv, dd the quadratic form ½ dvᵀ (P ∘ P) dv + dvᵀ (A ∘ Yᵀ) dd + ddᵀ (A ∘ Yᵀ)ᵀ dv + ddᵀ (X ∘ Xᵀ + Z ∘ Q) dd.
         """
-        if self.whitened:
-            return super()._fisher(found, v, c_columns, v_columns, gains_columns)
         d, q = found
         basis, adjoint = self.basis_axes, [axis.T for axis in self.basis_axes]
         spectral = _on_axes(adjoint, d.unsqueeze(2) * q)
@@ -657,11 +657,11 @@ def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> 
     if prior.fields is None:
         return RelaxedEnergy(prior.moments, prior.basis, prior.shape, operator, y, sigma)
     modulated = prior.moments, prior.fields, prior.basis, prior.shape, operator, y, sigma
-    basis_axes = factors_by_axis(prior.basis, prior.shape)
-    operator_axes = None
-    if hasattr(operator, "A_adjoint") and not isinstance(operator, Identity):
+    is_identity, operator_axes = isinstance(operator, Identity), None
+    basis_axes = factors_by_axis(prior.basis, prior.shape) if sigma > 0 else None
+    if hasattr(operator, "A_adjoint") and not is_identity:
         operator_axes = factors_by_axis(as_matrix(operator, prior.shape, prior.basis), prior.shape)
-    if basis_axes is not None and (operator_axes is not None or isinstance(operator, Identity)):
+    if basis_axes is not None and (operator_axes is not None or is_identity):
         return SeparableEnergy(*modulated, operator_axes=operator_axes, basis_axes=basis_axes)
     return ModulatedEnergy(*modulated)
 

@@ -29,7 +29,7 @@ def mlp(widths: list[int], activation: str = "relu") -> nn.Sequential:
 
 
 def tamed(c: Tensor) -> tuple[Tensor, Tensor]:
-    """asinh c, linear near 0 and logarithmic in heavy tails, and |asinh c|.
+    """asinh c, linear near 0 and logarithmic in heavy tails, and |asinh c|; for |c| < 1e18, not to differentiate at 0.
 
     By log1p, in a fifth of the time that torch.asinh takes on a CPU: as long as three matrix products of a layer.
     """

@@ -109,9 +109,19 @@ def main() -> None:
     }
     mixtures = fit_mixtures(dequantised["train"], dequantised["validation"], dct_basis(*shape), params)
 
+    # the patches on which the learned priors' likelihood is measured
+    held_out = draw_batch(test, params.evaluate.likelihood_patches, torch.Generator().manual_seed(params.seed))
+    held_out = held_out.flatten(1).double().numpy()
+    n = held_out.shape[1]
+    values, restored = {}, {}
+    for name, prior in mixtures.items():
+        per_pixel = prior.condition(np.eye(n), held_out, 0.0)[1] / n
+        error = per_pixel.std(ddof=1) / len(per_pixel) ** 0.5
+        likelihood = {"log_likelihood": per_pixel.mean(), "standard_error": error}
+        values[name] = {"none": {"likelihood": likelihood}}
+
     posed = {**params.problems, **params.crossover_problems()}
     solved = side_by_side(partial(solve, pca, mixtures, params), list(posed), params.threads, "baselines")
-    values, restored = {}, {}
     for problem in pose(params.problems, x, params.seed):
         for method, (estimate, weight) in solved[problem.name].items():
             images = torch.from_numpy(estimate).float().reshape(x.shape)
@@ -129,14 +139,6 @@ def main() -> None:
             (constraint,) = values[method].values()
             constraint[name] = reconstruction_measures(few, torch.from_numpy(estimate).float().reshape(few.shape))
 
-    # the patches on which the learned priors' likelihood is measured
-    held_out = draw_batch(test, params.evaluate.likelihood_patches, torch.Generator().manual_seed(params.seed))
-    held_out = held_out.flatten(1).double().numpy()
-    n = held_out.shape[1]
-    for name, prior in mixtures.items():
-        per_pixel = prior.condition(np.eye(n), held_out, 0.0)[1] / n
-        error = per_pixel.std(ddof=1) / len(per_pixel) ** 0.5
-        values[name]["none"]["likelihood"] = {"log_likelihood": per_pixel.mean(), "standard_error": error}
     write_metrics("metrics/baselines.json", values)
     for method, estimates in restored.items():
         write_array(f"data/baselines/{method}.npy", torch.stack(estimates).numpy())

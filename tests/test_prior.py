@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from genprior.inversion import with_columns
-from genprior.networks import Coefficients, gain_fields
+from genprior.networks import Coefficients, gain_fields, tamed
 from genprior.operators import GaussianBlur, as_matrix
 from genprior.params import InputError
 from genprior.patches import to_unit
@@ -230,3 +230,10 @@ def test_adding_a_flow_leaves_the_next_draws_as_they_were():
     prior, state = build("dct"), torch.get_rng_state()
     prior.add_flow()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tamed_is_torchs_asinh():
+    c = torch.cat([torch.logspace(-30, 18, 97), torch.zeros(1)])
+    found, size = tamed(torch.cat([c, -c]))
+    torch.testing.assert_close(found, torch.asinh(torch.cat([c, -c])), rtol=1e-6, atol=0)
+    torch.testing.assert_close(size, found.abs(), rtol=0, atol=0)

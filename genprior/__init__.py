@@ -17,7 +17,8 @@ Names for use from outside:
     genprior.prior      Prior, load_prior, save_prior
     genprior.operators  Identity, Inpainting, GaussianBlur, Downsampling, Dense, gaussian_sensing, motion_blur
     genprior.operators  fourier_samples, tomography, PhaselessFourier, Saturation, as_matrix, pose, Measured
-    genprior.inversion  relaxed_energy, RangeEnergy, RelaxedEnergy, ModulatedEnergy, screen, search, Modes, Inversion
+    genprior.energies   relaxed_energy, RangeEnergy, RelaxedEnergy, Energy
+    genprior.inversion  screen, search, adam, lbfgs, Modes, Inversion
     genprior.posterior  dominant, sample_posterior, posterior_mean, Posterior, annealed_smc
     genprior.classical  minimum_norm, tikhonov, lasso, total_variation, linear_prior, fit_gaussian_prior, GaussianPrior
     genprior.quality    psnr_db, reconstruction_measures, interval_coverage, prdc, squared_mmd, detail_db
@@ -27,7 +28,8 @@ Names for use from outside:
 A trained prior, its samples, one's own operator and data, the best image of each, and posterior samples:
 
     >>> import torch
-    >>> from genprior.inversion import relaxed_energy, screen, search
+    >>> from genprior.energies import relaxed_energy
+    >>> from genprior.inversion import screen, search
     >>> from genprior.posterior import dominant, sample_posterior
     >>> from genprior.prior import load_prior
     >>> class EveryOtherRow:  # K; one that is not linear has no A_adjoint, and torch differentiates its A

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genprior.inversion import Energy, Inversion, Modes, _by_parts, cross_energies
+from genprior.energies import Energy, by_parts, cross_energies
+from genprior.inversion import Inversion, Modes
 from genprior.losses import LOG_2_PI
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
@@ -43,7 +44,7 @@ class Posterior:
         """One image for each sample, `draw(z, rows)`: (N, S, h, w)."""
         problems, samples, _ = self.z.shape
         rows = torch.arange(problems, device=self.z.device).repeat_interleave(samples)
-        x = _by_parts(draw, self.z.flatten(0, 1), rows, 256)
+        x = by_parts(draw, self.z.flatten(0, 1), rows, 256)
         return x.reshape(problems, samples, *x.shape[2:])
 
 
@@ -127,7 +128,7 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     count, problems, k = modes.z.shape
     rows = torch.arange(problems, device=modes.z.device).repeat(count)
     z = modes.z.reshape(-1, k)
-    fisher = _by_parts(energy.model, z, rows, energy.model_chunk)[1]
+    fisher = by_parts(energy.model, z, rows, energy.model_chunk)[1]
     factor, failed = torch.linalg.cholesky_ex(fisher)
     usable = (failed == 0) & modes.energy.flatten().isfinite() & z.isfinite().all(1)
     # A mode without curvature or energy gets no weight beside another, and stands for the prior where there is none.
@@ -160,9 +161,9 @@ def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
     rows = torch.arange(problems, device=z.device).repeat_interleave(samples)
     codes = z.reshape(-1, k)
     if noise is None:
-        value = _by_parts(energy.value, codes, rows, energy.chunk)
+        value = by_parts(energy.value, codes, rows, energy.chunk)
     else:
-        value = _by_parts(lambda z, rows: energy.value(z, rows, noise[rows]), codes, rows, energy.chunk)
+        value = by_parts(lambda z, rows: energy.value(z, rows, noise[rows]), codes, rows, energy.chunk)
     value = value.reshape(problems, samples)
     return torch.where(value.isfinite(), -value - k / 2 * LOG_2_PI, -torch.inf)
 
@@ -197,7 +198,7 @@ def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.
     share, z = torch.cat([1 - share, share]), torch.cat([near, far])
     counts = share > 1e-6  # what weighs nothing, and may have no image, is left out
     rows = _numbers(energy.y).repeat(2)[counts]
-    x = _by_parts(energy.estimate, z[counts].flatten(0, 1), rows.repeat_interleave(samples), energy.chunk)
+    x = by_parts(energy.estimate, z[counts].flatten(0, 1), rows.repeat_interleave(samples), energy.chunk)
     means = share[counts, None, None, None] * x.unflatten(0, (len(rows), samples)).mean(1)
     return means.new_zeros(len(energy.y), *means.shape[1:]).index_add(0, rows, means)
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genprior.inversion import CONVERGED, Energy, Inversion, Modes, RangeEnergy, relaxed_energy, screen, search
+from genprior.energies import Energy, RangeEnergy, relaxed_energy
+from genprior.inversion import CONVERGED, Inversion, Modes, screen, search
 from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Params, Search, load_params

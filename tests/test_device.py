@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import needs_gpu
 
-from genprior.inversion import RangeEnergy, _by_parts, cross_energies, relaxed_energy, screen, search
+from genprior.energies import RangeEnergy, by_parts, cross_energies, relaxed_energy
+from genprior.inversion import screen, search
 from genprior.operators import PhaselessFourier, Saturation, build_operator
 from genprior.params import Network
 from genprior.posterior import posterior_mean, sample_posterior
@@ -58,7 +59,7 @@ def test_energies_and_their_derivatives(prior, params, name, constraint, sigma):
     for energy in both(prior, operator, constraint, sigma):
         z, rows, noise = (values.to(energy.y.device) for values in (z, rows, noise))
         computed = [energy.value(z, rows), energy.value(z, rows, noise), energy.estimate(z, rows)]
-        computed += [*energy.value_and_gradient(z, rows), *_by_parts(energy.model, z, rows, 7)]
+        computed += [*energy.value_and_gradient(z, rows), *by_parts(energy.model, z, rows, 7)]
         if energy.fades:
             computed.append(cross_energies(energy, z, rows[:6], 0.1))
         assert {values.device.type for values in computed} == {energy.y.device.type}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from genprior.inversion import CONVERGED, RangeEnergy
+from genprior.energies import RangeEnergy
+from genprior.inversion import CONVERGED
 from genprior.operators import Identity, pose
 from genprior.params import Evaluate, Network, Search, TrainVAE
 from genprior.patches import to_unit

@@ -10,17 +10,9 @@ from conftest import ROOT
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t
 
+from genprior.energies import ModulatedEnergy, RangeEnergy, by_parts, relaxed_energy
 from genprior.images import dct_basis
-from genprior.inversion import (
-    Modes,
-    ModulatedEnergy,
-    RangeEnergy,
-    RelaxedEnergy,
-    _by_parts,
-    relaxed_energy,
-    screen,
-    search,
-)
+from genprior.inversion import Modes, screen, search
 from genprior.networks import gain_fields
 from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
 from genprior.params import Network, TrainVAE
@@ -80,6 +72,10 @@ class Linear:
         }
 
 
+def plain_energy(moments, operator, y, sigma, basis=BASIS):
+    return relaxed_energy(SimpleNamespace(moments=moments, fields=None, basis=basis, shape=SHAPE), operator, y, sigma)
+
+
 def operators(draw):
     return {
         "identity": Identity(),
@@ -103,7 +99,7 @@ def test_linear_decoder_against_closed_forms(draw, name, wrap):
     operator = operators(draw)[name]
     y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
     matrix = operator.A(torch.eye(N).reshape(N, 1, *SHAPE)).flatten(1).T
-    energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, wrap(operator), y, sigma)
+    energy = plain_energy(prior.moments, wrap(operator), y, sigma)
     modes = search(energy, torch.randn(2, 4, K, generator=draw), 30)
     found = modes.best(energy)
     samples = 10_000
@@ -176,7 +172,7 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, forc
     else:
         operator = gaussian_sensing(SHAPE, 6, draw)
         y = operator.A(x) + 0.1 * torch.randn(3, 6, generator=draw)
-        energy = RelaxedEnergy(two_moons, BASIS, SHAPE, operator, y, 0.1)
+        energy = plain_energy(two_moons, operator, y, 0.1)
         if kind == "modulated":
             energy = ModulatedEnergy(modulated_moons, FIELDS, BASIS, SHAPE, operator, y, 0.1)
     modes = search(energy, torch.randn(8, 3, 2, generator=draw), 60)
@@ -259,7 +255,7 @@ def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off)
     prior.weight = torch.randn(N, 8, generator=draw)
     operator = gaussian_sensing(SHAPE, 7, draw)
     y = operator.A(torch.randn(1, 1, *SHAPE, generator=draw))
-    energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, operator, y.expand(repeats, -1), sigma)
+    energy = plain_energy(prior.moments, operator, y.expand(repeats, -1), sigma)
     found = laplace_mixture(energy, search(energy, torch.zeros(1, repeats, 8), 30))
     poor = Mixture(found.log_weight, found.centre + off, (1 + 3 * off) * found.factor)
     _, evidence, error, _ = importance_samples(energy, poor, samples, draw, enough)
@@ -276,7 +272,7 @@ def test_first_step_goes_as_far_as_the_pool_bears(draw, path):
     prior, sigma, samples = Linear(draw), 0.2, 100
     operator = gaussian_sensing(SHAPE, 7, draw)
     y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
-    energy = RelaxedEnergy(prior.moments, BASIS, SHAPE, operator, y, sigma)
+    energy = plain_energy(prior.moments, operator, y, sigma)
     pool = torch.randn(2000, K, generator=draw)
     index, likelihood, evidence, power, noise = _first_step(energy, pool, torch.arange(4), samples, draw, path)
     matrix = (operator.matrix @ BASIS).numpy()
@@ -429,7 +425,7 @@ def ranks_of(truth, energy, z):
 
     def likelihood(z):
         rows = torch.arange(problems).repeat_interleave(len(z) // problems)
-        return _by_parts(lambda z, rows: 0.5 * z.square().sum(1) - energy.value(z, rows), z, rows, 1000)
+        return by_parts(lambda z, rows: 0.5 * z.square().sum(1) - energy.value(z, rows), z, rows, 1000)
 
     below = [(z[..., d] < truth[:, d, None]).sum(1) for d in range(k)]
     below.append((likelihood(z.flatten(0, 1)).reshape(problems, samples) < likelihood(truth)[:, None]).sum(1))
@@ -494,15 +490,14 @@ def test_calibration_by_simulation(draw, forced, problems, samples, thin):
 def test_annealing_survives_fewer_samples_than_codes(draw, path):
     """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
     torch.set_default_dtype(torch.float32)
-    k, basis = 24, BASIS.float()
+    k = 24
     weight = torch.randn(N, k, generator=draw)
-    energy = RelaxedEnergy(
+    energy = plain_energy(
         lambda z: (50 * torch.tanh(z @ weight.T), torch.full((len(z), N), 1e-4)),
-        basis,
-        SHAPE,
         Identity(),
         torch.randn(3, 1, *SHAPE, generator=draw),
         1e-3,
+        BASIS.float(),
     )
     z, evidence, error = annealed_smc(energy, 20, k, draw, 1.0, path, most=15)
     assert z.isfinite().all()

@@ -3,7 +3,7 @@ import scipy.stats
 import torch
 from safetensors.torch import save_file
 
-from genprior.inversion import with_columns
+from genprior.energies import with_columns
 from genprior.networks import Coefficients, gain_fields, tamed
 from genprior.operators import GaussianBlur, as_matrix
 from genprior.params import InputError

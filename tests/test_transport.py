@@ -6,7 +6,7 @@ import scipy.optimize
 import scipy.stats
 import torch
 
-from genprior.inversion import with_columns
+from genprior.energies import with_columns
 from genprior.transport import CouplingFlow, MixtureTransport
 
 

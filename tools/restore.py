@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from genprior import images
-from genprior.inversion import relaxed_energy, screen, search
+from genprior.energies import relaxed_energy
+from genprior.inversion import screen, search
 from genprior.operators import Identity, Inpainting, Measured, pose
 from genprior.params import InputError, Params, Search, load_params
 from genprior.posterior import dominant, sample_posterior

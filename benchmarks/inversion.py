@@ -113,15 +113,15 @@ def summary(compared: pd.DataFrame) -> dict:
 
 
 def cost_of_posterior(energy: RelaxedEnergy, starts: torch.Tensor, samples: int) -> dict:
-    """Seconds of posterior samples over those of the relaxed search, and what the weighed draws were worth.
+    """Seconds of a search and posterior samples over those of the relaxed search, and what the draws were worth.
 
-    The least that any sampler takes, one energy for each sample, stands beside them; so does importance sampling that
-    no effective size is asked of, as it is and where half the samples are.
+    Once without an effective size asked for, once with half the samples; beside them, one energy a sample and nothing
+    else, the least for a sampler that asks for each problem's energies by themselves.
     """
     seconds, _ = timed(lambda: relaxed_search(energy, starts, 40), energy)
-    draws = starts[0, :, None].expand(-1, samples, -1)
+    codes = starts[0, :, None].expand(-1, samples, -1)
     begin = time.perf_counter()
-    log_joint(energy, draws)
+    log_joint(energy, codes)
     found = {"samples": samples, "one_energy_a_sample_over_map": round((time.perf_counter() - begin) / seconds, 1)}
     for minimum in (0.0, 0.5):
         begin = time.perf_counter()
@@ -190,8 +190,8 @@ def write_results(found: dict, compared: pd.DataFrame, costs: pd.DataFrame) -> N
         "All budgets, `time_ratio` and excess, in the range and relaxed:",
         *(f"```\n{shown}\n```" for shown in every.values()),
         "![Objective against seconds](inversion.png)",
-        "The posterior of the VAE in cs_50, its seconds over those of the relaxed search: of one energy for each "
-        "sample, which no sampler goes below, and of `sample_posterior`, no effective size asked for and half of it:",
+        "The posterior of the VAE in cs_50, seconds over those of the relaxed search: of one energy for each sample, "
+        "of each problem by itself; of a search and `sample_posterior`, no effective size asked for and half of it:",
         f"```\n{json.dumps(found['posterior'])}\n```",
         "Milliseconds a problem and iteration:",
         f"```\n{pivot.to_string(index=False)}\n```",

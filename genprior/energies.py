@@ -175,8 +175,9 @@ class RelaxedEnergy:
     """½ rᵀS⁻¹r + ½ log det S + ½‖z‖² + m/2 log 2π, r = y - K G(z), S = σ² I + K U diag(v(z)) Uᵀ Kᵀ.
 
     moments: codes (P, k) -> mean and variance v > 0 of the coefficients Uᵀx, each (P, n); basis: U (n, n);
-    shape: (h, w); operator: K; y: (N, ...); sigma >= 0, and above 0 unless K has full row rank; matrix: a linear K as
-    (m, n), built where it is not given.
+    shape: (h, w); operator: K; y: (N, ...); sigma >= 0, and above 0 unless K has full row rank; operator_matrix: a
+    linear K as (m, n), built where it is not given. S is dense here, whatever K is: `relaxed_energy` picks a subclass
+    where S has structure.
     A non-linear K enters S through its Jacobian at G(z); where it has kinks, as clipping has, the energy jumps, and a
     search may end at a jump.
     """
@@ -191,13 +192,13 @@ class RelaxedEnergy:
         operator: object,
         y: Tensor,
         sigma: float,
-        matrix: Tensor | None = None,
+        operator_matrix: Tensor | None = None,
     ):
         self.moments, self.basis, self.shape, self.operator, self.sigma = moments, basis, shape, operator, sigma
         self.y = y.flatten(1)
-        if matrix is None and hasattr(operator, "A_adjoint"):
-            matrix = as_matrix(operator, shape, basis)
-        self.matrix = None if matrix is None else matrix @ basis  # K U
+        if operator_matrix is None and hasattr(operator, "A_adjoint"):
+            operator_matrix = as_matrix(operator, shape, basis)
+        self.matrix = None if operator_matrix is None else operator_matrix @ basis  # K U
         self._prepare()
 
     def _prepare(self) -> None:
@@ -275,7 +276,7 @@ class RelaxedEnergy:
         misfit = (left @ torch.cat([y.T, y.new_ones(1, len(y))])).square_().sum(1)
         return self._cross_energy(z, rows, misfit, _log_determinant(factor))
 
-    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    def _slopes(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         """The misfit and log det S (P,), a = BᵀS⁻¹r and diag P, P = BᵀS⁻¹B (P, n)."""
         inverse, white, matrix, log_determinant = self._whitening(rows, c, v)
         a = (white.mT @ inverse @ matrix).squeeze(1)
@@ -290,7 +291,7 @@ class RelaxedEnergy:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             c, v = self.moments(z)
-        misfit, log_determinant, a, p = self._data_term(rows, c.detach(), v.detach())
+        misfit, log_determinant, a, p = self._slopes(rows, c.detach(), v.detach())
         with torch.enable_grad():  # what has the energy's gradient
             twin = (0.5 * (p - a.square()) * v - a * c).sum() + 0.5 * z.square().sum()
         return self._energy(z.detach(), rows, misfit, log_determinant), torch.autograd.grad(twin, z)[0]
@@ -298,7 +299,7 @@ class RelaxedEnergy:
     def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient -Jᵀa + ½ Vᵀ(diag P - a²) + z and Fisher (WJ)ᵀ(WJ) + ½ Vᵀ(P∘P)V + I, W = L⁻¹B, P = WᵀW."""
         (c, v), columns = with_columns(self.moments, z)
-        a, p, fisher = self._fisher(rows, c, v, *columns)
+        a, p, fisher = self._slopes_and_fisher(rows, c, v, *columns)
         if self.matrix is None:
             gradient = self.value_and_gradient(z, rows)[1]
         else:
@@ -307,7 +308,7 @@ class RelaxedEnergy:
         fisher.diagonal(dim1=1, dim2=2).add_(1.0)
         return gradient, fisher
 
-    def _fisher(
+    def _slopes_and_fisher(
         self, rows: Tensor, c: Tensor, v: Tensor, mean_jacobian: Tensor, variance_jacobian: Tensor
     ) -> tuple[Tensor, ...]:
         """Of `model`: a and diag P (P, n), and the Fisher matrix less I (P, k, k)."""
@@ -355,16 +356,19 @@ class RelaxedEnergy:
 class DiagonalEnergy(RelaxedEnergy):
     """`RelaxedEnergy` where the columns of K U are orthogonal: S is diagonal once y is rotated into them.
 
-    So it is for K = I and for a blur mirrored at the borders. The problems' y are their rotated ones here.
+    So it is for K = I and for a blur mirrored at the borders. norms: of the columns, (n,). y is the rotated one here.
     """
 
-    def _prepare(self) -> None:
-        norms = orthogonal_columns(self.matrix)
+    def __init__(self, *relaxed: object, norms: Tensor):
         self.seen = norms > 1e-5 * norms.max()  # what the operator blots out says nothing
         self.diagonal = torch.where(self.seen, norms, 0.0)
-        rotated = self.y @ (self.matrix / torch.where(self.seen, norms, 1.0)) * self.seen
+        super().__init__(*relaxed)
+
+    def _prepare(self) -> None:
+        norms = torch.where(self.seen, self.diagonal, 1.0)
+        rotated = self.y @ (self.matrix / norms) * self.seen
         unseen = self.y.shape[1] - int(self.seen.sum())
-        self.constants = self.y.new_full((len(self.y),), super()._constant(self.y))
+        self.constants = self.y.new_full((len(self.y),), self.y.shape[1] / 2 * LOG_2_PI)
         if unseen:  # what of y lies outside the operator's range is noise alone
             lost = (self.y.square().sum(1) - rotated.square().sum(1)).clamp_min(0)
             self.constants = self.constants + lost / (2 * self.sigma**2) + unseen * math.log(self.sigma)
@@ -392,11 +396,11 @@ class DiagonalEnergy(RelaxedEnergy):
         misfit += (predicted.square() / s).sum(1, keepdim=True)
         return self._cross_energy(z, rows, misfit, s.log().sum(1))
 
-    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    def _slopes(self, rows: Tensor, c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         s, residual = self._variance(v), self.y[rows] - self.diagonal * c
         return (residual.square() / s).sum(1), s.log().sum(1), self.diagonal * residual / s, self.diagonal**2 / s
 
-    def _fisher(
+    def _slopes_and_fisher(
         self, rows: Tensor, c: Tensor, v: Tensor, mean_jacobian: Tensor, variance_jacobian: Tensor
     ) -> tuple[Tensor, ...]:
         s = self._variance(v)
@@ -414,8 +418,8 @@ class ModulatedEnergy(RelaxedEnergy):
     """The relaxed energy where Σ(z) = D U diag(v(z)) Uᵀ D: what v(z) draws is multiplied by a gain in every pixel.
 
     moments: codes (P, k) -> mean and variance v of Uᵀx, (P, n), and gains g (P, B); fields: (B, n), D = diag(g fields),
-    positive; the rest as in `RelaxedEnergy`. B(z) = K D U is linear in the gains, Σ_b g_b K diag(fields_b) U, and S has
-    no structure left, whatever K is.
+    positive; the rest as in `RelaxedEnergy`. B(z) = K D U is linear in the gains, Σ_b g_b K diag(fields_b) U, and S is
+    dense, whatever K is; what some K leave of structure is for the subclasses.
     """
 
     def __init__(
@@ -427,10 +431,10 @@ class ModulatedEnergy(RelaxedEnergy):
         operator: object,
         y: Tensor,
         sigma: float,
-        matrix: Tensor | None = None,
+        operator_matrix: Tensor | None = None,
     ):
         self.fields = fields
-        super().__init__(moments, basis, shape, operator, y, sigma, matrix)
+        super().__init__(moments, basis, shape, operator, y, sigma, operator_matrix)
 
     def _prepare(self) -> None:
         self._centre = None  # S(0), once noise asks for it
@@ -587,7 +591,10 @@ class ModulatedEnergy(RelaxedEnergy):
 
 
 class WhiteEnergy(ModulatedEnergy):
-    """`ModulatedEnergy` where K = I and sigma = 0, that is -log p(x, z): diag(v)^{-½} Uᵀ D⁻¹ whitens x - G(z)."""
+    """`ModulatedEnergy` where K = I and sigma = 0, that is -log p(x, z): diag(v)^{-½} Uᵀ D⁻¹ whitens x - G(z).
+
+    Both are taken for granted; `relaxed_energy` sees to it.
+    """
 
     fades = False  # noise alone makes S dense
 
@@ -719,9 +726,9 @@ def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> 
     basis, shape = prior.basis, prior.shape
     matrix = as_matrix(operator, shape, basis) if hasattr(operator, "A_adjoint") else None
     if prior.fields is None:
-        diagonal = matrix is not None and orthogonal_columns(matrix @ basis) is not None
-        kind = DiagonalEnergy if diagonal else RelaxedEnergy
-        return kind(prior.moments, basis, shape, operator, y, sigma, matrix)
+        relaxed = prior.moments, basis, shape, operator, y, sigma, matrix
+        norms = None if matrix is None else orthogonal_columns(matrix @ basis)
+        return RelaxedEnergy(*relaxed) if norms is None else DiagonalEnergy(*relaxed, norms=norms)
     modulated = prior.moments, prior.fields, basis, shape, operator, y, sigma, matrix
     if isinstance(operator, Identity) and sigma == 0:
         return WhiteEnergy(*modulated)

@@ -14,6 +14,7 @@ from genprior.energies import (
     RangeEnergy,
     RelaxedEnergy,
     SeparableEnergy,
+    WhiteEnergy,
     _cholesky,
     _inverse,
     _inverse_root,
@@ -430,6 +431,7 @@ def test_modulated_energy_is_the_gaussians(draw, name, energy_of, sigma):
     energy, rows = energy_of(moments, operator, operator.A(x), sigma), torch.arange(4)
     separable = energy_of is modulated_energy and sigma > 0 and name in ("identity", "blur", "by axes")
     assert isinstance(energy, SeparableEnergy) == separable
+    assert isinstance(energy, WhiteEnergy) == (energy_of is modulated_energy and sigma == 0)
     matrix = operator.A(torch.eye(N).reshape(N, 1, *SHAPE)).flatten(1).T
 
     def law(z):
@@ -473,6 +475,7 @@ def test_diagonal_energy_is_the_dense_one(draw, width):
     y = torch.randn(3, 1, *SHAPE, generator=draw)
     diagonal, dense = plain_energy(moments, operator, y, 0.1), RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1)
     assert isinstance(diagonal, DiagonalEnergy)
+    assert diagonal.seen.all() == (width != 3.0)
     noise, one = torch.full((4,), 0.7), torch.ones_like(rows)  # with noise, up to a constant of each problem
     found, expected = (
         [

@@ -10,7 +10,7 @@ from conftest import ROOT
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t
 
-from genprior.energies import ModulatedEnergy, RangeEnergy, by_parts, relaxed_energy
+from genprior.energies import ModulatedEnergy, RangeEnergy, WhiteEnergy, by_parts, relaxed_energy
 from genprior.images import dct_basis
 from genprior.inversion import Modes, screen, search
 from genprior.networks import gain_fields
@@ -168,7 +168,9 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, forc
     truth = torch.tensor([[1.2, 0.4], [-0.9, -1.0], [0.2, 0.5]])
     x = (two_moons(truth)[0] @ BASIS.T).reshape(-1, 1, *SHAPE) + 0.2 * torch.randn(3, 1, *SHAPE, generator=draw)
     if kind == "all pixels, modulated":  # as log p(x) is found
-        energy = ModulatedEnergy(modulated_moons, FIELDS, BASIS, SHAPE, Identity(), x, 0.0)
+        prior = SimpleNamespace(moments=modulated_moons, fields=FIELDS, basis=BASIS, shape=SHAPE)
+        energy = relaxed_energy(prior, Identity(), x, 0.0)
+        assert isinstance(energy, WhiteEnergy)
     else:
         operator = gaussian_sensing(SHAPE, 6, draw)
         y = operator.A(x) + 0.1 * torch.randn(3, 6, generator=draw)

@@ -8,16 +8,18 @@ know more of S, and make less work of it; `relaxed_energy` takes the one that fi
 import copy
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol
 
 import torch
+from scipy.linalg import get_lapack_funcs
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, as_matrix, factors_by_axis
 
-LAPACK_FROM = 192  # rows of a matrix
+LEAF = 64  # rows of a matrix up to which LAPACK alone is faster than halves and matrix products
 Axes = tuple[Tensor, Tensor] | list[Tensor]  # of A = A_h ⊗ A_w: A_h (h, h) and A_w (w, w)
 
 
@@ -331,8 +333,8 @@ class RelaxedEnergy:
         predicted, matrix, factor = self._factors(c, v)
         # K is linear, or taken as linear around G(z): K start = K G(z) + B (start - c).
         moved = ((start - c).unsqueeze(1) @ matrix.mT).squeeze(1)
-        solved = torch.cholesky_solve((self.y[rows] - predicted - moved - noise).unsqueeze(2), factor)
-        return start + v * (matrix.mT @ solved).squeeze(2)
+        solved = _solve(factor, self.y[rows] - predicted - moved - noise)
+        return start + v * (matrix.mT @ solved.unsqueeze(2)).squeeze(2)
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         """E[x | y, z] = G(z) + Σ(z) Kᵀ S(z)⁻¹ (y - K G(z)): (P, 1, h, w)."""
@@ -577,8 +579,8 @@ class ModulatedEnergy(RelaxedEnergy):
             own = v.sqrt() * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
             noise = self.sigma * torch.randn(residual.shape, generator=generator, dtype=v.dtype).to(v.device)
             residual = residual - noise - (jacobian @ (d * (own @ self.basis.T)).unsqueeze(2)).squeeze(2)
-        solved = torch.cholesky_solve(residual.unsqueeze(2), _cholesky(self._covariance(jacobian, v, gains)))
-        own = own + v * ((d * (jacobian.mT @ solved).squeeze(2)) @ self.basis)
+        solved = _solve(_cholesky(self._covariance(jacobian, v, gains)), residual)
+        own = own + v * ((d * (jacobian.mT @ solved.unsqueeze(2)).squeeze(2)) @ self.basis)
         return (c @ self.basis.T + d * (own @ self.basis.T)).reshape(-1, 1, *self.shape)
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
@@ -666,8 +668,8 @@ class SeparableEnergy(ModulatedEnergy):
     def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
         d, inside = gains @ self.fields, self._in_pixels(v)
         factor, residual = _cholesky(self._seen(_scaled(inside, d))), self.y[rows] - c @ self.matrix.T
-        solved = torch.cholesky_solve(residual.unsqueeze(2), factor).squeeze(2)
-        q, a = torch.cholesky_inverse(factor), solved  # Q, and KᵀS⁻¹r
+        solved = _solve(factor, residual)
+        q, a = torch.cholesky_inverse(factor.mT, upper=True).mT, solved  # Q, and KᵀS⁻¹r; transposed as in `_solve`
         if self.operator_axes is not None:
             q, a = _from_both_sides([axis.T for axis in self.operator_axes], q), solved @ self.operator_matrix
         outer = q - a[:, :, None] * a[:, None]  # N
@@ -705,8 +707,11 @@ def _on_axes(axes: Axes, matrix: Tensor) -> Tensor:
 
 
 def _from_both_sides(axes: Axes, matrix: Tensor) -> Tensor:
-    """A M Aᵀ, A = A_h ⊗ A_w, for symmetric matrices M (P, h w, h w)."""
-    return _on_axes(axes, _on_axes(axes, matrix).mT)
+    """A M Aᵀ, A = A_h ⊗ A_w, for matrices M (P, h w, h w)."""
+    first, second = axes
+    along_w = _on_axes(axes, matrix).view(-1, len(second)) @ second.T
+    along_h = along_w.view(-1, len(first), len(second))
+    return torch.bmm(first.expand(len(along_h), -1, -1), along_h).view_as(matrix)
 
 
 def _scaled(matrix: Tensor, d: Tensor) -> Tensor:
@@ -739,52 +744,81 @@ def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> 
     return ModulatedEnergy(*modulated)
 
 
-def _cholesky(covariance: Tensor, largest: int = 64) -> Tensor:
+def _cholesky(covariance: Tensor) -> Tensor:
     """The lower factor of each matrix (P, m, m), NaN where there is none, which no solver accepts as an energy.
 
-    Halves above `largest`, so that matrix products do most of the work: at m = 100 on a CPU in half LAPACK's time. Of
-    more than `LAPACK_FROM` rows LAPACK does so itself, and better.
+    On a CPU in the matrices' own place, with what they held above the diagonal left there: torch copies them, and
+    zeroes that half column by column, which takes as long as LAPACK.
     """
-    m = covariance.shape[1]
-    if m <= largest or m > LAPACK_FROM:
+    if covariance.device.type != "cpu" or covariance.requires_grad:
         factor, failed = torch.linalg.cholesky_ex(covariance)
         return torch.where((failed > 0)[:, None, None], torch.nan, factor) if failed.any() else factor
-    factor, half = torch.zeros_like(covariance), m // 2
-    corner = factor[:, :half, :half] = _cholesky(covariance[:, :half, :half], largest)
-    below = torch.linalg.solve_triangular(corner, covariance[:, :half, half:], upper=False)
-    factor[:, half:, :half] = below.mT
-    rest = torch.baddbmm(covariance[:, half:, half:], below.mT, below, alpha=-1)
-    factor[:, half:, half:] = _cholesky(rest, largest)
+    factor = covariance.contiguous()
+    (potrf,) = get_lapack_funcs(("potrf",), dtype=factor.numpy().dtype)
+    with _blas().limit(limits=1):
+        for matrix in factor.numpy():
+            _, failed = potrf(matrix.T, lower=False, overwrite_a=True, clean=False)  # LAPACK's columns are rows here
+            if failed:
+                matrix[:] = math.nan
     return factor
 
 
-def _inverse(factor: Tensor, largest: int = 16) -> Tensor:
-    """L⁻¹ of lower factors (P, m, m), contiguous; by halves above `largest`, as in `_cholesky`."""
+@cache
+def _blas() -> ThreadpoolController:
+    """The BLAS of SciPy's LAPACK: its threads and torch's, waiting for each other, take longer than one alone."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _solve(factor: Tensor, y: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ y for lower factors (P, m, m) and vectors (P, m).
+
+    By the upper factor: LAPACK goes by columns, and its columns are rows here, so that torch copies them as they lie.
+    """
+    return torch.cholesky_solve(y.unsqueeze(2), factor.mT, upper=True).squeeze(2)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """L⁻¹ of lower factors (P, m, m), contiguous, whatever they hold above the diagonal.
+
+    By halves above `LEAF`, so that matrix products do most of the work.
+    """
     m = factor.shape[1]
-    if m <= largest:
-        identity = torch.eye(m, dtype=factor.dtype, device=factor.device).expand_as(factor)
-        return torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
+    if m <= LEAF:
+        return _leaf_inverse(factor)
     inverse, half = factor.new_zeros(factor.shape), m // 2
-    corner = inverse[:, :half, :half] = _inverse(factor[:, :half, :half], largest)
-    rest = inverse[:, half:, half:] = _inverse(factor[:, half:, half:], largest)
+    corner = inverse[:, :half, :half] = _inverse(factor[:, :half, :half])
+    rest = inverse[:, half:, half:] = _inverse(factor[:, half:, half:])
     inverse[:, half:, :half] = -(rest @ (factor[:, half:, :half] @ corner))
     return inverse
 
 
-def _inverse_root(covariance: Tensor, largest: int = 16) -> tuple[Tensor, Tensor]:
+def _leaf_inverse(factor: Tensor) -> Tensor:
+    """`_inverse` without halves."""
+    if factor.device.type != "cpu" or factor.requires_grad:
+        identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
+    inverse = factor.tril().contiguous()
+    (trtri,) = get_lapack_funcs(("trtri",), dtype=inverse.numpy().dtype)
+    with _blas().limit(limits=1):
+        for matrix in inverse.numpy():
+            trtri(matrix.T, lower=False, overwrite_c=True)
+    return inverse
+
+
+def _inverse_root(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of the Cholesky factor of S (P, m, m), and log det S (P,), NaN where there is none.
 
-    By halves, as `_cholesky` and `_inverse`, and in less time than one after the other.
+    By halves, as `_inverse`, and in less time than one after the other; S is overwritten, as by `_cholesky`.
     """
     m = covariance.shape[1]
-    if m <= largest:
+    if m <= LEAF:
         factor = _cholesky(covariance)
-        return _inverse(factor, m), _log_determinant(factor)
+        return _inverse(factor), _log_determinant(factor)
     half = m // 2
     inverse = torch.zeros_like(covariance)
-    corner, log_determinant = _inverse_root(covariance[:, :half, :half], largest)
+    corner, log_determinant = _inverse_root(covariance[:, :half, :half])
     below = covariance[:, half:, :half] @ corner.mT
-    rest, further = _inverse_root(torch.baddbmm(covariance[:, half:, half:], below, below.mT, alpha=-1), largest)
+    rest, further = _inverse_root(torch.baddbmm(covariance[:, half:, half:], below, below.mT, alpha=-1))
     inverse[:, :half, :half], inverse[:, half:, half:] = corner, rest
     inverse[:, half:, :half] = -(rest @ (below @ corner))
     return inverse, log_determinant + further

@@ -5,8 +5,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from genprior.images import tile
 from genprior.stage import whole_file
@@ -99,15 +100,27 @@ def crossover_figure(
     figure = Figure((12, 4))
     left, right = figure.subplots(1, 2)
     reference = beside[0]
-    colours = matplotlib.colormaps["tab10"].colors
-    for i, (name, values) in enumerate(ranges.iterrows()):
-        left.plot(ranges.columns, values, marker="o", markersize=3, linewidth=1.2, color=colours[i], label=name)
+    # A colour for each method, with a residual model or without; black for what stands in both panels.
+    methods = list(dict.fromkeys(name.split(",")[0] for name in (*ranges.index, *others.index) if name not in beside))
+    styles = dict(zip(beside, ("-", "--", "-."), strict=False))
+
+    def draw(axis: Axes, table: pd.DataFrame, name: str) -> str:
+        if name in styles:
+            colour, style = "black", {"linestyle": styles[name]}
+        else:
+            colour, style = f"C{methods.index(name.split(',')[0])}", {"marker": "o", "markersize": 3}
+        axis.plot(table.columns, table.loc[name], color=colour, linewidth=1.2, label=name, **style)
+        return colour
+
+    for name in ranges.index:
+        colour = draw(left, ranges, name)
         if name in floors:
-            left.axhline(floors[name], color=colours[i], linestyle=":", linewidth=1)
-    for name, style in zip(beside, ("-", "--", "-."), strict=False):
-        left.plot(others.columns, others.loc[name], color="black", linestyle=style, linewidth=1.2, label=name)
-    for i, (name, values) in enumerate((others - others.loc[reference]).drop(index=reference).iterrows()):
-        right.plot(others.columns, values, marker="o", markersize=3, linewidth=1.2, color=colours[i], label=name)
+            left.axhline(floors[name], color=colour, linestyle=":", linewidth=1)
+    over = others - others.loc[reference]
+    for name in beside:
+        draw(left, others, name)
+    for name in over.index.drop(reference):
+        draw(right, over, name)
     right.axhline(0, color="black", linewidth=1.2)
     left.set(title="confined to a range", ylabel="PSNR [dB]")
     right.set(title="with residual models, and classical", ylabel=f"PSNR over the {reference}'s [dB]")
@@ -136,8 +149,9 @@ def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
             line = rows[rows.solver == solver].sort_values("seconds")
             axis.plot(line.seconds, line.objective, marker="o", markersize=3, color=f"C{i}", label=solver)
         axis.set(title=f"{prior}, {problem}", xscale="log", yscale="log", xlabel="seconds", ylabel="objective")
-        for ticks in (axis.xaxis, axis.yaxis):  # less than a decade: few plain numbers
-            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for ticks in (axis.xaxis, axis.yaxis):  # few plain numbers, of which half a decade would hold one or two
+            low, high = ticks.get_view_interval()
+            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
             ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
             ticks.set_minor_formatter(NullFormatter())
     axes.flat[-1].legend(loc="upper right")  # the curves of the last panels leave that corner free

@@ -747,8 +747,9 @@ def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> 
 def _cholesky(covariance: Tensor) -> Tensor:
     """The lower factor of each matrix (P, m, m), NaN where there is none, which no solver accepts as an energy.
 
-    On a CPU in the matrices' own place, with what they held above the diagonal left there: torch copies them, and
-    zeroes that half column by column, which takes as long as LAPACK.
+    On a CPU in the matrices' own place, or in a copy of what does not lie row by row, with what they held above the
+    diagonal left there: torch copies them, and zeroes that half column by column, which takes as long as LAPACK. Where
+    S is to be differentiated, in reverse mode, by torch.
     """
     if covariance.device.type != "cpu" or covariance.requires_grad:
         factor, failed = torch.linalg.cholesky_ex(covariance)
@@ -765,7 +766,7 @@ def _cholesky(covariance: Tensor) -> Tensor:
 
 @cache
 def _blas() -> ThreadpoolController:
-    """The BLAS of SciPy's LAPACK: its threads and torch's, waiting for each other, take longer than one alone."""
+    """SciPy's BLAS, among others: its threads and torch's, waiting for each other, take longer than one alone."""
     return ThreadpoolController().select(user_api="blas")
 
 
@@ -808,7 +809,7 @@ def _leaf_inverse(factor: Tensor) -> Tensor:
 def _inverse_root(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of the Cholesky factor of S (P, m, m), and log det S (P,), NaN where there is none.
 
-    By halves, as `_inverse`, and in less time than one after the other; S is overwritten, as by `_cholesky`.
+    By halves, as `_inverse`, and in less time than one after the other; S may be overwritten, as by `_cholesky`.
     """
     m = covariance.shape[1]
     if m <= LEAF:

@@ -507,9 +507,10 @@ def test_modulated_energy_without_gains_is_the_relaxed(draw):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("m", [1, 16, 65, 150])
+@pytest.mark.parametrize("m", [1, 16, 65, 100, 150])
 def test_inverse_root_in_halves_is_lapacks(draw, m, dtype, tolerance):
-    matrix = torch.randn(4, m, 2 * m, generator=draw)
+    columns = m + 3 if dtype == torch.float64 else 2 * m  # nearly singular in float64
+    matrix = torch.randn(4, m, columns, generator=draw)
     covariance = (matrix @ matrix.mT / m).to(dtype)
     inverse, log_determinant = _inverse_root(covariance.clone())
     expected = np.linalg.inv(np.linalg.cholesky(covariance.double()))
@@ -595,10 +596,11 @@ def test_range_energy_with_a_further_error_is_that_of_more_noise(draw):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("m", [1, 5, 64, 65, 200])
+@pytest.mark.parametrize("m", [1, 5, 64, 65, 100, 200])
 def test_cholesky_in_place_is_torchs(draw, m, dtype):
     """Also of matrices that do not lie row by row, as slices do not, which then stay as they were."""
-    matrix = torch.randn(5, m, 2 * m, generator=draw, dtype=dtype)
+    columns = m + 3 if dtype == torch.float64 else 2 * m  # nearly singular in float64
+    matrix = torch.randn(5, m, columns, generator=draw, dtype=dtype)
     covariance = matrix @ matrix.mT / m
     expected = torch.linalg.cholesky(covariance)
     covariance[2] -= 100 * torch.eye(m, dtype=dtype)  # not positive, and not finite: NaN there alone

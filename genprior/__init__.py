@@ -19,7 +19,7 @@ Names for use from outside:
     genprior.operators  fourier_samples, tomography, PhaselessFourier, Saturation, as_matrix, pose, Measured
     genprior.energies   relaxed_energy, RangeEnergy, RelaxedEnergy, Energy
     genprior.inversion  screen, search, adam, lbfgs, Modes, Inversion
-    genprior.posterior  dominant, sample_posterior, posterior_mean, Posterior, annealed_smc
+    genprior.posterior  dominant, sample_posterior, laplace_mixture, posterior_mean, Posterior, annealed_smc
     genprior.classical  minimum_norm, tikhonov, lasso, total_variation, linear_prior, fit_gaussian_prior, GaussianPrior
     genprior.quality    psnr_db, reconstruction_measures, interval_coverage, prdc, squared_mmd, detail_db
     genprior.images     read_photograph, resize, cut_patches, dct_basis

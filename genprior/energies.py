@@ -578,9 +578,9 @@ class ModulatedEnergy(RelaxedEnergy):
         if generator is not None:
             own = v.sqrt() * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
             noise = self.sigma * torch.randn(residual.shape, generator=generator, dtype=v.dtype).to(v.device)
-            residual = residual - noise - (jacobian @ (d * (own @ self.basis.T)).unsqueeze(2)).squeeze(2)
+            residual = residual - noise - ((d * (own @ self.basis.T)).unsqueeze(1) @ jacobian.mT).squeeze(1)
         solved = _solve(_cholesky(self._covariance(jacobian, v, gains)), residual)
-        own = own + v * ((d * (jacobian.mT @ solved.unsqueeze(2)).squeeze(2)) @ self.basis)
+        own = own + v * ((d * (solved.unsqueeze(1) @ jacobian).squeeze(1)) @ self.basis)
         return (c @ self.basis.T + d * (own @ self.basis.T)).reshape(-1, 1, *self.shape)
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
@@ -755,13 +755,19 @@ def _cholesky(covariance: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(covariance)
         return torch.where((failed > 0)[:, None, None], torch.nan, factor) if failed.any() else factor
     factor = covariance.contiguous()
-    (potrf,) = get_lapack_funcs(("potrf",), dtype=factor.numpy().dtype)
+    _by_lapack("potrf", factor, overwrite_a=True, clean=False)
+    return factor
+
+
+def _by_lapack(routine: str, matrices: Tensor, **options: bool) -> None:
+    """A LAPACK routine on the lower triangle of each matrix (P, m, m) in its own place, NaN where it fails."""
+    array = matrices.numpy()
+    (function,) = get_lapack_funcs((routine,), dtype=array.dtype)
     with _blas().limit(limits=1):
-        for matrix in factor.numpy():
-            _, failed = potrf(matrix.T, lower=False, overwrite_a=True, clean=False)  # LAPACK's columns are rows here
+        for matrix in array:
+            _, failed = function(matrix.T, lower=False, **options)  # LAPACK's columns are rows here
             if failed:
                 matrix[:] = math.nan
-    return factor
 
 
 @cache
@@ -795,14 +801,11 @@ def _inverse(factor: Tensor) -> Tensor:
 
 def _leaf_inverse(factor: Tensor) -> Tensor:
     """`_inverse` without halves."""
-    if factor.device.type != "cpu" or factor.requires_grad:
+    if factor.device.type != "cpu":
         identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
         return torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
     inverse = factor.tril().contiguous()
-    (trtri,) = get_lapack_funcs(("trtri",), dtype=inverse.numpy().dtype)
-    with _blas().limit(limits=1):
-        for matrix in inverse.numpy():
-            trtri(matrix.T, lower=False, overwrite_c=True)
+    _by_lapack("trtri", inverse, overwrite_c=True)
     return inverse
 
 

@@ -143,13 +143,14 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     )
 
 
-def dominant(energy: Energy, modes: Modes) -> Inversion:
+def dominant(energy: Energy, modes: Modes, mixture: Mixture | None = None) -> Inversion:
     """Of the modes that a search kept, the one of each problem that holds most of the posterior.
 
     By its Laplace evidence, e^{-E} det F^{-1/2}. A deep mode may be narrow and hold little, and how deep it is depends
-    on how z is parametrised, far more than what it holds.
+    on how z is parametrised, far more than what it holds. mixture: `laplace_mixture` of these modes, if it is there.
     """
-    return modes.best(energy, laplace_mixture(energy, modes).log_weight.T)
+    mixture = laplace_mixture(energy, modes) if mixture is None else mixture
+    return modes.best(energy, mixture.log_weight.T)
 
 
 def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -185,15 +186,15 @@ def sample_posterior(
     return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
-def posterior_mean(energy: Energy, modes: Modes, samples: int, generator: torch.Generator) -> Tensor:
+def posterior_mean(energy: Energy, mixture: Mixture, samples: int, generator: torch.Generator) -> Tensor:
     """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w).
 
-    Of weighed draws of the Laplace mixture as it is, two for each sample, which find what is narrow, and of annealed
-    samples, which find what is wide or bent; each in proportion to the evidence p(y) that it finds. A mean asks less of
-    its samples than their tails do.
+    Of weighed draws of the modes' `laplace_mixture` as it is, two for each sample, which find what is narrow, and of
+    annealed samples, which find what is wide or bent; each in proportion to the evidence p(y) that it finds. A mean
+    asks less of its samples than their tails do.
     """
-    near, near_evidence, *_ = _weigh(energy, laplace_mixture(energy, modes), 2 * samples, samples, generator)
-    far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.25, TEMPERING, largest_pool=4096)
+    near, near_evidence, *_ = _weigh(energy, mixture, 2 * samples, samples, generator)
+    far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.125, TEMPERING, largest_pool=2**12)
     share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # where none found any
     share, z = torch.cat([1 - share, share]), torch.cat([near, far])
     counts = share > 1e-6  # what weighs nothing, and may have no image, is left out
@@ -331,7 +332,7 @@ def annealed_smc(
     generator: torch.Generator,
     refreshed: float,
     path: str,
-    largest_pool: int = 2**16,
+    largest_pool: int = 2**13,
     most: int = 200,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sequential Monte Carlo along one of `smc`'s paths: samples (N, samples, k), log p(y) and its standard error (N,).

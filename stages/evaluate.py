@@ -21,13 +21,23 @@ from genprior.losses import LOG_2_PI
 from genprior.operators import Identity, Measured, pose
 from genprior.params import Evaluate, InputError, Params, Search, load_params
 from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.posterior import ANNEALED, Posterior, dominant, log_joint, posterior_mean, sample_posterior
+from genprior.posterior import (
+    ANNEALED,
+    Mixture,
+    Posterior,
+    dominant,
+    laplace_mixture,
+    log_joint,
+    posterior_mean,
+    sample_posterior,
+)
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
 from genprior.stage import run, set_up, side_by_side, write_array, write_metrics
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
 SCREENED = 2048  # draws from the prior among which a relaxed search finds its starts
+POSTERIOR_STARTS = 4  # of the searches for a posterior's modes
 
 
 def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evaluate) -> Energy:
@@ -58,19 +68,21 @@ def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
     return search(energy, starts, iterations, audition=iterations)
 
 
-def modes_of(prior: Prior, energy: Energy, solver: Search, seed: int) -> Modes:
-    """Where searches of each patch ended, from so many starts and with so many iterations."""
-    return find_modes(energy, starts_of(prior, energy, solver.starts, seed), solver.iterations)
+def searched(prior: Prior, energy: Energy, solver: Search, seed: int) -> tuple[Tensor, Modes]:
+    """Starts (S, N, k), of a relaxed energy no fewer than its posterior takes, and where the solver's own ended."""
+    fewest = 0 if isinstance(energy, RangeEnergy) else POSTERIOR_STARTS
+    starts = starts_of(prior, energy, max(solver.starts, fewest), seed)
+    return starts, find_modes(energy, starts[: solver.starts], solver.iterations)
 
 
-def chosen(energy: Energy, modes: Modes) -> Inversion:
+def chosen(energy: Energy, modes: Modes, mixture: Mixture | None = None) -> Inversion:
     """The code and image of each patch: the deepest mode, relaxed the dominant one."""
-    return modes.best(energy) if isinstance(energy, RangeEnergy) else dominant(energy, modes)
+    return modes.best(energy) if isinstance(energy, RangeEnergy) else dominant(energy, modes, mixture)
 
 
 def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
     """The code and image of each patch, with so many starts and iterations."""
-    return chosen(energy, modes_of(prior, energy, solver, seed))
+    return chosen(energy, searched(prior, energy, solver, seed)[1])
 
 
 def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
@@ -82,24 +94,22 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
     return search(energy, starts, settings.range.iterations).best(energy)
 
 
-def solver_gap(prior: Prior, energy: Energy, solver: Search, count: int, seed: int) -> float:
-    """Nats above a far longer search's that `restore`'s finds at its deepest, on the first `count` patches; >= 0."""
-    starts = starts_of(prior, energy, solver.starts, seed)[:, :count]
-    ours = find_modes(energy, starts, solver.iterations).energy.min(0).values
-    starts = starts_of(prior, energy, 16, seed + 1, deepest=True)[:, :count]
+def solver_gap(prior: Prior, energy: Energy, found: Tensor, seed: int) -> float:
+    """Nats by which the deepest of a far longer search lies below energies found (N,), on average, at least 0."""
+    starts = starts_of(prior, energy, 16, seed + 1, deepest=True)
     longer = search(energy, starts, 150, audition=150).energy.min(0).values
-    return (ours - torch.minimum(ours, longer)).mean().item()
+    return (found - torch.minimum(found, longer)).mean().item()
 
 
-def posterior_of(prior: Prior, energy: Energy, settings: Evaluate, samples: int, seed: int) -> Posterior:
-    """So many posterior samples for each of an energy's problems."""
-    modes = find_modes(energy, starts_of(prior, energy, 4, seed), settings.relaxed.iterations)
-    return sample_posterior(energy, modes, samples, torch.Generator().manual_seed(seed))
+def posterior_of(energy: Energy, starts: Tensor, settings: Evaluate, seed: int) -> Posterior:
+    """Posterior samples for each of an energy's problems, by the modes that searches from the first starts find."""
+    modes = find_modes(energy, starts[:POSTERIOR_STARTS], settings.relaxed.iterations)
+    return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
 
 
-def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
+def uncertainty(energy: Energy, starts: Tensor, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
     """How often credible intervals hold the truth, how far to believe the sampler, and the samples (N, S, h, w)."""
-    posterior = posterior_of(prior, energy, settings, settings.posterior_samples, seed)
+    posterior = posterior_of(energy, starts, settings, seed)
     generator = torch.Generator().manual_seed(seed)
     samples = posterior.images(lambda z, rows: energy.draw(z, rows, generator))
     found = {
@@ -114,7 +124,7 @@ def uncertainty(prior: Prior, energy: Energy, x: Tensor, settings: Evaluate, see
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     energy = relaxed_energy(prior, Identity(), x, 0.0)
-    posterior = posterior_of(prior, energy, settings, settings.posterior_samples, seed)
+    posterior = posterior_of(energy, starts_of(prior, energy, POSTERIOR_STARTS, seed), settings, seed)
     n = x[0].numel()
     per_pixel = posterior.log_evidence / n
     return {
@@ -159,26 +169,28 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
     rows, images = {}, {}
     for constraint in ("range", "relaxed"):
         energy, solver = energy_of(prior, problem, constraint, settings), getattr(settings, constraint)
-        modes = modes_of(prior, energy, solver, seed)
-        found = chosen(energy, modes)
+        starts, modes = searched(prior, energy, solver, seed)
+        mixture = None if constraint == "range" else laplace_mixture(energy, modes)
+        found = chosen(energy, modes, mixture)
         row = rows[constraint] = problem.measures(x, found.x)
         row["converged"] = found.status.count(CONVERGED) / len(x)
-        row["solver_gap"] = solver_gap(prior, energy, solver, settings.solver_patches, seed)
+        on_few = energy_of(prior, problem.of(settings.solver_patches), constraint, settings)
+        row["solver_gap"] = solver_gap(prior, on_few, modes.energy.min(0).values[: len(on_few.y)], seed)
         images[constraint] = found.x
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
         own = prior.sample(len(few), torch.Generator().manual_seed(seed), constraint == "relaxed")
         (on_own,) = pose(posed, own, seed)
         in_range = energy_of(prior, on_own, constraint, settings)
-        found = restore(prior, in_range, solver, seed)
-        row["in_range_psnr_db"] = reconstruction_measures(own, found.x)["psnr_db"]
-        if constraint == "relaxed":
-            images["mean"] = posterior_mean(energy, modes, settings.mean_samples, torch.Generator().manual_seed(seed))
+        own_starts, own_modes = searched(prior, in_range, solver, seed)
+        row["in_range_psnr_db"] = reconstruction_measures(own, chosen(in_range, own_modes).x)["psnr_db"]
+        if mixture is not None:
+            images["mean"] = posterior_mean(energy, mixture, settings.mean_samples, torch.Generator().manual_seed(seed))
             rows["mean"] = problem.measures(x, images["mean"])
             on_few = energy_of(prior, problem.of(len(few)), constraint, settings)
-            spread, samples = uncertainty(prior, on_few, few, settings, seed)
+            spread, samples = uncertainty(on_few, starts[:, : len(few)], few, settings, seed)
             images["posterior"] = picture_rows(samples)
-            in_range_spread, _ = uncertainty(prior, in_range, own, settings, seed)
+            in_range_spread, _ = uncertainty(in_range, own_starts, own, settings, seed)
             row.update(spread, **{f"in_range_{measure}": value for measure, value in in_range_spread.items()})
     return rows, {kind: found.squeeze(1).cpu().numpy() for kind, found in images.items()}
 

@@ -62,10 +62,12 @@ def test_psnr_is_scikit_images():
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])
-def test_interval_coverage_of_the_right_posterior_is_its_level(level):
+@pytest.mark.parametrize("count", [19, 300])  # with few samples too
+def test_interval_coverage_of_the_right_posterior_is_its_level(level, count):
     draw = torch.Generator().manual_seed(0)
-    samples, truth = torch.randn(400, 300, 5, generator=draw), torch.randn(400, 5, generator=draw)
-    assert interval_coverage(samples, truth, level) == pytest.approx(level, abs=5 * (level * (1 - level) / 2000) ** 0.5)
+    samples, truth = torch.randn(4000, count, 5, generator=draw), torch.randn(4000, 5, generator=draw)
+    error = (level * (1 - level) / 20_000) ** 0.5
+    assert interval_coverage(samples, truth, level) == pytest.approx(level, abs=5 * error)
     assert interval_coverage(0.5 * samples, truth, level) < level - 0.1
     assert interval_coverage(2 * samples, truth, level) > level + 0.05
 

@@ -760,7 +760,10 @@ def _cholesky(covariance: Tensor) -> Tensor:
 
 
 def _by_lapack(routine: str, matrices: Tensor, **options: bool) -> None:
-    """A LAPACK routine on the lower triangle of each matrix (P, m, m) in its own place, NaN where it fails."""
+    """A LAPACK routine on the lower triangles of contiguous matrices (P, m, m), in their own place; NaN where it fails.
+
+    options: among them the one by which this routine overwrites what it is given.
+    """
     array = matrices.numpy()
     (function,) = get_lapack_funcs((routine,), dtype=array.dtype)
     with _blas().limit(limits=1):
@@ -800,8 +803,8 @@ def _inverse(factor: Tensor) -> Tensor:
 
 
 def _leaf_inverse(factor: Tensor) -> Tensor:
-    """`_inverse` without halves."""
-    if factor.device.type != "cpu":
+    """`_inverse` without halves; by torch on other devices, and for a prior whose weights are not frozen."""
+    if factor.device.type != "cpu" or factor.requires_grad:
         identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
         return torch.linalg.solve_triangular(factor, identity, upper=False).contiguous()
     inverse = factor.tril().contiguous()

@@ -147,7 +147,7 @@ def dominant(energy: Energy, modes: Modes, mixture: Mixture | None = None) -> In
     """Of the modes that a search kept, the one of each problem that holds most of the posterior.
 
     By its Laplace evidence, e^{-E} det F^{-1/2}. A deep mode may be narrow and hold little, and how deep it is depends
-    on how z is parametrised, far more than what it holds. mixture: `laplace_mixture` of these modes, if it is there.
+    on how z is parametrised, far more than what it holds. mixture: their `laplace_mixture`, where it is made already.
     """
     mixture = laplace_mixture(energy, modes) if mixture is None else mixture
     return modes.best(energy, mixture.log_weight.T)
@@ -344,7 +344,7 @@ def annealed_smc(
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
-    pool = min(max(2**25 // energy.size, 1024, 4 * samples), largest_pool)  # more draws where a draw costs less
+    pool = max(min(2**25 // energy.size, largest_pool), 1024, 4 * samples)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
     first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
     founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))

@@ -140,9 +140,11 @@ def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
 def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
     """Share of pixels whose truth lies in the central credible interval of the samples: in [0, 1], `level` is right.
 
-    samples: (N, S, ...), truth: (N, ...), level: 0.9 for the interval between the 5 % and 95 % quantiles. These are the
-    p (S + 1)-th smallest samples, so that a truth drawn as S samples are lies between them with probability `level`,
-    whatever S; torch's own, the (1 + p (S - 1))-th, leave it out too often. Hyndman & Fan 1996, definition 6.
+    samples: (N, S, ...), S > 1; truth: (N, ...); level: 0.9 for the interval between the 5 % and 95 % quantiles. These
+    are the p (S + 1)-th smallest samples, between which a truth of their law lies with probability `level` where
+    p (S + 1) is whole, as for S = 19 and 99, and within 0.01 of it else; torch's own, the (1 + p (S - 1))-th, leave it
+    out too often. Where there is none so small, S < 2 / (1 - level) - 1, the outermost are taken, which hold less.
+    Hyndman & Fan 1996, definition 6.
     """
     count = samples.shape[1]
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)

@@ -69,7 +69,10 @@ def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
 
 
 def searched(prior: Prior, energy: Energy, solver: Search, seed: int) -> tuple[Tensor, Modes]:
-    """Starts (S, N, k), of a relaxed energy no fewer than its posterior takes, and where the solver's own ended."""
+    """Starts (S, N, k), and where searches from the first `solver.starts` of them ended.
+
+    Relaxed, there are no fewer than `POSTERIOR_STARTS`, which `posterior_of` goes on with.
+    """
     fewest = 0 if isinstance(energy, RangeEnergy) else POSTERIOR_STARTS
     starts = starts_of(prior, energy, max(solver.starts, fewest), seed)
     return starts, find_modes(energy, starts[: solver.starts], solver.iterations)
@@ -94,21 +97,24 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
     return search(energy, starts, settings.range.iterations).best(energy)
 
 
-def solver_gap(prior: Prior, energy: Energy, found: Tensor, seed: int) -> float:
-    """Nats by which the deepest of a far longer search lies below energies found (N,), on average, at least 0."""
+def solver_gap(prior: Prior, energy: Energy, lowest: Tensor, seed: int) -> float:
+    """Nats by which a far longer search ends below each problem's lowest energy so far (N,), on average; >= 0."""
     starts = starts_of(prior, energy, 16, seed + 1, deepest=True)
     longer = search(energy, starts, 150, audition=150).energy.min(0).values
-    return (found - torch.minimum(found, longer)).mean().item()
+    return (lowest - torch.minimum(lowest, longer)).mean().item()
 
 
 def posterior_of(energy: Energy, starts: Tensor, settings: Evaluate, seed: int) -> Posterior:
-    """Posterior samples for each of an energy's problems, by the modes that searches from the first starts find."""
+    """Samples of the posterior of an energy's problems, from the modes of the first of starts (S, N, k)."""
     modes = find_modes(energy, starts[:POSTERIOR_STARTS], settings.relaxed.iterations)
     return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
 
 
 def uncertainty(energy: Energy, starts: Tensor, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
-    """How often credible intervals hold the truth, how far to believe the sampler, and the samples (N, S, h, w)."""
+    """How often intervals hold the truth x (N, 1, h, w), how far to believe the sampler, the samples (N, S, h, w).
+
+    starts: of the searches for modes, (4 or more, N, k).
+    """
     posterior = posterior_of(energy, starts, settings, seed)
     generator = torch.Generator().manual_seed(seed)
     samples = posterior.images(lambda z, rows: energy.draw(z, rows, generator))
@@ -174,8 +180,8 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
         found = chosen(energy, modes, mixture)
         row = rows[constraint] = problem.measures(x, found.x)
         row["converged"] = found.status.count(CONVERGED) / len(x)
-        on_few = energy_of(prior, problem.of(settings.solver_patches), constraint, settings)
-        row["solver_gap"] = solver_gap(prior, on_few, modes.energy.min(0).values[: len(on_few.y)], seed)
+        checked = energy_of(prior, problem.of(settings.solver_patches), constraint, settings)
+        row["solver_gap"] = solver_gap(prior, checked, modes.energy.min(0).values[: len(checked.y)], seed)
         images[constraint] = found.x
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.

@@ -275,6 +275,23 @@ def test_gradient_against_finite_differences(draw, name, constraint):
     assert (torch.linalg.eigvalsh(fisher) > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["relaxed", "modulated"])
+def test_a_prior_whose_weights_are_not_frozen_is_searched_as_one_whose_are(draw, kind):
+    """What LAPACK factorises in place, torch has to remember how to differentiate."""
+    weight = torch.eye(3)
+    moments = {"relaxed": curved_moments, "modulated": modulated_moments}[kind](draw)
+    operator, y = gaussian_sensing(SHAPE, 6, draw), torch.randn(4, 6, generator=draw)
+    make = {"relaxed": plain_energy, "modulated": modulated_energy}[kind]
+    z, rows, found = torch.randn(4, 3, generator=draw), torch.arange(4), []
+    for trained in (False, True):
+        weight.requires_grad_(trained)
+        energy = make(lambda z: moments(z @ weight), operator, y, 0.1)
+        found.append([energy.value(z, rows), energy.cross(z, rows), *energy.model(z, rows)])
+    for frozen, free in zip(*found, strict=True):
+        assert free.requires_grad
+        torch.testing.assert_close(free, frozen)
+
+
 def test_jacobian_against_finite_differences(draw):
     moments, z = curved_moments(draw), torch.randn(4, 3, generator=draw)
     _, jacobians = with_columns(moments, z)

@@ -31,17 +31,17 @@ def prior(request, patches) -> Prior:
     return prior.eval().requires_grad_(False)
 
 
-def both(prior, operator, constraint, sigma=0.1, problems=6):
+def both(prior, operator, constraint, sigma=0.1, problems=6, dtype=torch.float32):
     """The same energy on the CPU and on the GPU, of measurements that the prior itself drew."""
     draw = torch.Generator().manual_seed(0)
     y = operator.A(prior.sample(problems, draw, True))
     y = y + sigma * torch.randn(y.shape, generator=draw)
     for device in ("cpu", "cuda"):
-        there, moved = copy.deepcopy(prior).to(device), copy.deepcopy(operator).to(device)
+        there, moved = copy.deepcopy(prior).to(device, dtype), copy.deepcopy(operator).to(device, dtype)
         if constraint == "range":
-            yield RangeEnergy(there.decode, moved, y.to(device), sigma, None)
+            yield RangeEnergy(there.decode, moved, y.to(device, dtype), sigma, None)
         else:
-            yield relaxed_energy(there, moved, y.to(device), sigma)
+            yield relaxed_energy(there, moved, y.to(device, dtype), sigma)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,12 @@ def both(prior, operator, constraint, sigma=0.1, problems=6):
     ],
 )
 def test_energies_and_their_derivatives(prior, params, name, constraint, sigma):
+    """In float64: in float32 a code beside a kink, where a Fourier magnitude is 0, has a gradient of either side."""
     draw = torch.Generator().manual_seed(0)
     operator = NOT_LINEAR.get(name) or build_operator(params.problems[name], (8, 8), draw)
     z, rows, noise = torch.randn(20, 4, generator=draw), torch.arange(20) % 6, torch.rand(20, generator=draw)
-    found = []
-    for energy in both(prior, operator, constraint, sigma):
+    z, noise, found = z.double(), noise.double(), []
+    for energy in both(prior, operator, constraint, sigma, dtype=torch.float64):
         z, rows, noise = (values.to(energy.y.device) for values in (z, rows, noise))
         computed = [energy.value(z, rows), energy.value(z, rows, noise), energy.estimate(z, rows)]
         computed += [*energy.value_and_gradient(z, rows), *by_parts(energy.model, z, rows, 7)]
@@ -67,7 +68,7 @@ def test_energies_and_their_derivatives(prior, params, name, constraint, sigma):
     for on_cpu, on_gpu in zip(*found, strict=True):
         each = on_cpu.flatten(1).abs().amax(1) if on_cpu.dim() > 1 else on_cpu.abs()  # each code in its own measure
         error = (on_gpu - on_cpu).abs().reshape(len(each), -1).amax(1)
-        assert (error <= 2e-3 * (each + 1)).all()
+        assert (error <= 1e-8 * (each + 1)).all()
 
 
 def test_search_evidence_and_posterior_mean(prior, params):

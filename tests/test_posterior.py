@@ -411,12 +411,12 @@ def small_decoder(draw, k=4):
 
 def simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields=None):
     """Truths from the prior, measured: codes (N, k), images (N, n), the energy of each."""
-    truth = torch.randn(problems, k, generator=draw)
+    truth = torch.randn(problems, k, generator=draw).to(basis.device)
     mean, variance, *gains = moments(truth)
-    residual = (variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ basis.T
+    residual = (variance.sqrt() * torch.randn(mean.shape, generator=draw).to(truth)) @ basis.T
     x = (mean @ basis.T + (gains[0] @ fields * residual if gains else residual)).reshape(-1, 1, *shape)
     y = operator.A(x)
-    y = y + sigma * torch.randn(y.shape, generator=draw)
+    y = y + sigma * torch.randn(y.shape, generator=draw).to(y)
     prior = SimpleNamespace(moments=moments, basis=basis, shape=shape, fields=fields)
     return truth, x.flatten(1), relaxed_energy(prior, operator, y, sigma)
 
@@ -426,12 +426,12 @@ def ranks_of(truth, energy, z):
     problems, samples, k = z.shape
 
     def likelihood(z):
-        rows = torch.arange(problems).repeat_interleave(len(z) // problems)
+        rows = torch.arange(problems, device=z.device).repeat_interleave(len(z) // problems)
         return by_parts(lambda z, rows: 0.5 * z.square().sum(1) - energy.value(z, rows), z, rows, 1000)
 
     below = [(z[..., d] < truth[:, d, None]).sum(1) for d in range(k)]
     below.append((likelihood(z.flatten(0, 1)).reshape(problems, samples) < likelihood(truth)[:, None]).sum(1))
-    return torch.stack(below)
+    return torch.stack(below).cpu()
 
 
 def assert_uniform(ranks, samples=99):
@@ -459,9 +459,10 @@ def calibrate(
 ):
     """Simulation-based calibration (Talts et al. 2018): ranks of truths among posterior samples; x drawn, x true."""
     truth, x, energy = simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields)
-    modes = search(energy, screen(energy, torch.randn(2048, k, generator=draw), 4), 40, audition=40)
+    starts = screen(energy, torch.randn(2048, k, generator=draw).to(truth), 4)
+    modes = search(energy, starts, 40, audition=40)
     posterior = sample_posterior(energy, modes, samples * thin, draw, minimum_effective)
-    drawn = energy.draw(posterior.z[:, 0], torch.arange(problems), draw).flatten(1)
+    drawn = energy.draw(posterior.z[:, 0], torch.arange(problems, device=truth.device), draw).flatten(1)
     thinned = posterior.z[:, torch.randperm(samples * thin, generator=draw)[:samples]]
     return ranks_of(truth, energy, thinned), drawn, x
 
@@ -526,14 +527,15 @@ def test_calibration_of_a_trained_decoder(patches):
     [(name, problem) for name in ("ae", "vae", "gan") for problem in ("denoise", "cs_10", "cs_50")],
 )
 def test_calibration_of_the_pipelines_priors(params, name, problem):
-    """At length, on what `make repro` trained."""
+    """At length, on what `make repro` trained; on a GPU where there is one."""
     path = ROOT / "data" / "models" / f"{name}.safetensors"
     if not path.exists():
         pytest.skip("needs `make repro`")
     torch.set_default_dtype(torch.float32)  # as the pipeline has it, and in half the time
-    prior, draw = load_prior(path), torch.Generator().manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior, draw = load_prior(path, device), torch.Generator().manual_seed(0)
     settings = params.problems[problem]
-    operator = build_operator(settings, prior.shape, draw)
+    operator = build_operator(settings, prior.shape, draw).to(device)
     ranks, _, _ = calibrate(
         draw, prior.moments, prior.basis, prior.shape, 20, operator, settings.sigma, 400, fields=prior.fields
     )

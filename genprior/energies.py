@@ -489,32 +489,32 @@ class ModulatedEnergy(RelaxedEnergy):
             covariance.addcmul_(noise[:, None, None], self._centre)
         return covariance
 
-    def _root(self, z: Tensor, c: Tensor, v: Tensor, gains: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
+    def _factorised(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """K G(z) (P, m), and the Cholesky factor of S, with noise (P,) of S + s S(0): (P, m, m)."""
+        c, v, gains = self.moments(z)
         predicted, jacobian = self._linearise_in_pixels(c)
-        return predicted, jacobian, *_inverse_root(self._noisy_covariance(z, jacobian, v, gains, noise))
+        return predicted, _cholesky(self._noisy_covariance(z, jacobian, v, gains, noise))
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
-        c, v, gains = self.moments(z)
-        noise = None if noise is None or not noise.any() else noise
-        predicted, jacobian = self._linearise_in_pixels(c)
-        factor = _cholesky(self._noisy_covariance(z, jacobian, v, gains, noise))
+        predicted, factor = self._factorised(z, None if noise is None or not noise.any() else noise)
         white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
         return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
 
     def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
         if len(z) > self.dense_chunk:
             return torch.cat([self.cross(part, rows, noise) for part in z.split(self.dense_chunk)])
-        added = z.new_full((len(z),), noise) if noise else None
-        predicted, _, root, log_determinant = self._root(z, *self.moments(z), added)
-        y = self.y[rows]
-        left = torch.cat([root, -(root @ predicted.unsqueeze(2))], 2)
-        misfit = (left @ torch.cat([y.T, y.new_ones(1, len(y))])).square_().sum(1)
-        return self._cross_energy(z, rows, misfit, log_determinant)
+        predicted, factor = self._factorised(z, z.new_full((len(z),), noise) if noise else None)
+        white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
+        return self._cross_energy(z, rows, white.square_().sum(1), _log_determinant(factor))
+
+    def _root(self, c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
+        """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
+        predicted, jacobian = self._linearise_in_pixels(c)
+        return predicted, jacobian, *_inverse_root(self._covariance(jacobian, v, gains))
 
     def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
         """The misfit and log det S (P,); for a linear K their slopes along c, v and gains; what `_fisher` asks for."""
-        predicted, jacobian, root, log_determinant = self._root(z, c, v, gains)
+        predicted, jacobian, root, log_determinant = self._root(c, v, gains)
         w, white = root @ self._spread(jacobian, gains), root @ (self.y[rows] - predicted).unsqueeze(2)  # W = R B, R r
         misfit = white.square().sum((1, 2))
         if self.matrix is None:  # S changes with K's Jacobian too
@@ -608,9 +608,7 @@ class WhiteEnergy(ModulatedEnergy):
         d = gains @ self.fields
         return d, v.log().sum(1) + 2 * d.log().sum(1)
 
-    def _root(self, z: Tensor, c: Tensor, v: Tensor, gains: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        if noise is not None:
-            return super()._root(z, c, v, gains, noise)
+    def _root(self, c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
         d, log_determinant = self._whitened(v, gains)
         root = self.basis.T / d[:, None] / v.sqrt()[:, :, None]
         return *self._linearise_in_pixels(c), root, log_determinant
@@ -622,6 +620,14 @@ class WhiteEnergy(ModulatedEnergy):
         d, log_determinant = self._whitened(v, gains)
         white = (self.y[rows] - c @ self.basis.T) / d @ self.basis
         return self._energy(z, rows, (white.square() / v).sum(1), log_determinant)
+
+    def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+        if noise:
+            return super().cross(z, rows, noise)
+        c, v, gains = self.moments(z)
+        d, log_determinant = self._whitened(v, gains)
+        white = (self.y[rows] - (c @ self.basis.T)[:, None]) / d[:, None] @ self.basis
+        return self._cross_energy(z, rows, (white.square_() / v[:, None]).sum(2), log_determinant)
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return differentiated(self.value, z, rows)

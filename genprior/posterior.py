@@ -212,8 +212,9 @@ def importance_samples(
     Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, or what it
     becomes when it is fitted, again and again, to all pilot draws so far. It is taken once as many fresh draws as its
     own pilots promise to be worth `PROMISED` times an effective size of `enough` of S are few beside all pilots, or
-    after `FITS`; of these there are at most `MOST` S. Pilot draws are not weighed: those that a fit has seen lie where
-    it is high, those that chose q look even, and both would sum to too little.
+    after `FITS`; of these there are at most `MOST` S, and as many again where they are worth more than half of what is
+    asked, but less than all. Pilot draws are not weighed: those that a fit has seen lie where it is high, those that
+    chose q look even, and both would sum to too little.
     The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
     most = max(MOST * samples, (FITS + 1) * PILOTS)
@@ -241,7 +242,7 @@ def _importance_samples(
         for count in draws[taken].unique().tolist():
             these = (taken & (draws == count)).nonzero().squeeze(1)
             part = _Rows(energy, todo[these])
-            weighed = _weigh(part, proposal.of(these), int(count) * samples, samples, generator)
+            weighed = _weigh(part, proposal.of(these), int(count) * samples, samples, generator, enough)
             found.append((todo[these], *weighed))
         poor = (~taken).nonzero().squeeze(1)
         if len(poor) == 0:
@@ -257,12 +258,31 @@ def _importance_samples(
 
 
 def _weigh(
-    energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator
+    energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator, enough: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `importance_samples` returns, of so many draws of this proposal."""
-    z = proposal.sample(draws, generator)
-    log_weight = log_joint(energy, z) - proposal.log_density(z)
+    """What `importance_samples` returns, of so many draws of this proposal; twice as many where that gives `enough`."""
+
+    def weighed(energy: Energy, proposal: Mixture) -> tuple[Tensor, Tensor]:
+        z = proposal.sample(draws, generator)
+        return z, log_joint(energy, z) - proposal.log_density(z)
+
+    z, log_weight = weighed(energy, proposal)
+    found = _resampled(z, log_weight, samples, generator)
+    effective = found[3]
+    short = ((effective >= enough / 2) & (effective < enough)).nonzero().squeeze(1)
+    if len(short):
+        more, more_weight = weighed(_Rows(energy, short), proposal.of(short))
+        more, more_weight = torch.cat([z[short], more], 1), torch.cat([log_weight[short], more_weight], 1)
+        both = _resampled(more, more_weight, samples, generator)
+        for whole, part in zip(found, both, strict=True):
+            whole[short] = part
+    return found
+
+
+def _resampled(z: Tensor, log_weight: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Samples of weighed draws (N, M, k), log p(y), its standard error, and the effective size over S."""
     evidence, share = _mean_and_effective(log_weight)
+    draws = log_weight.shape[1]
     error = ((1 / share - 1) / draws).clamp_min(0).sqrt()  # delta method
     effective = (draws / samples * share).clamp_max(1.0)
     return _take(z, _resample(log_weight, samples, generator)), evidence, error, effective

@@ -24,6 +24,7 @@ from genprior.posterior import (
     TEMPERING,
     Mixture,
     _first_step,
+    _weigh,
     annealed_smc,
     dominant,
     importance_samples,
@@ -244,6 +245,24 @@ def test_dominant_mode_is_the_one_that_holds_most_not_the_deepest(draw):
     torch.testing.assert_close(laplace_mixture(energy, modes).log_weight.softmax(1)[0], shares)
 
 
+def poor_proposal(draw, off, repeats=600):
+    """So many times one problem of a linear decoder: its energy, a proposal that is off and narrow, its log p(y)."""
+    prior, sigma = Linear(draw), 0.5
+    prior.weight = torch.randn(N, 8, generator=draw)
+    operator = gaussian_sensing(SHAPE, 7, draw)
+    y = operator.A(torch.randn(1, 1, *SHAPE, generator=draw))
+    energy = plain_energy(prior.moments, operator, y.expand(repeats, -1), sigma)
+    found = laplace_mixture(energy, search(energy, torch.zeros(1, repeats, 8), 30))
+    poor = Mixture(found.log_weight, found.centre + off, (1 + 3 * off) * found.factor)
+    return energy, poor, prior.closed_form(operator.matrix, y.flatten(), sigma)["evidence"]
+
+
+def assert_no_bias(evidence, exact):
+    ratio = (evidence - exact).exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / len(ratio) ** 0.5)
+    return ratio
+
+
 @pytest.mark.parametrize(("enough", "off"), [(0.0, 0.0), (0.5, 0.1), (0.5, 0.2), (2.0, 0.2)])
 @pytest.mark.parametrize("samples", [20, 100])
 def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
@@ -253,19 +272,27 @@ def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off)
     that fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are
     sure.
     """
-    prior, sigma, repeats = Linear(draw), 0.5, 600
-    prior.weight = torch.randn(N, 8, generator=draw)
-    operator = gaussian_sensing(SHAPE, 7, draw)
-    y = operator.A(torch.randn(1, 1, *SHAPE, generator=draw))
-    energy = plain_energy(prior.moments, operator, y.expand(repeats, -1), sigma)
-    found = laplace_mixture(energy, search(energy, torch.zeros(1, repeats, 8), 30))
-    poor = Mixture(found.log_weight, found.centre + off, (1 + 3 * off) * found.factor)
+    energy, poor, exact = poor_proposal(draw, off)
     _, evidence, error, _ = importance_samples(energy, poor, samples, draw, enough)
-    exact = prior.closed_form(operator.matrix, y.flatten(), sigma)["evidence"]
-    ratio = (evidence - exact).exp()
-    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / repeats**0.5)
+    ratio = assert_no_bias(evidence, exact)
     if (samples, off) != (20, 0.2):  # where few draws do not know how large a weight they have missed
         assert ratio.std().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.2)
+
+
+def test_draws_that_fall_short_are_doubled_without_bias(draw):
+    energy, poor, exact = poor_proposal(draw, 0.1)
+    state = draw.get_state()
+    once = _weigh(energy, poor, 200, 100, draw)[3]
+    enough = once.median().item()  # half fall short, of which hardly any by half
+    draw.set_state(state)
+    z, evidence, _, effective = _weigh(energy, poor, 200, 100, draw, enough)
+    short = (once < enough) & (once >= enough / 2)
+    assert 0.3 * len(once) < short.sum() <= 0.5 * len(once)
+    assert torch.equal(effective[~short], once[~short])
+    assert (effective / once)[short].median() > 1.5
+    assert_no_bias(evidence, exact)
+    spread = z.var(1)  # samples of twice as many draws are of the same posterior
+    torch.testing.assert_close(spread[short].mean(0), spread[~short].mean(0), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("path", [TEMPERING, FADING])

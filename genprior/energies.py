@@ -200,6 +200,7 @@ class RelaxedEnergy:
         self.y = y.flatten(1)
         if operator_matrix is None and hasattr(operator, "A_adjoint"):
             operator_matrix = as_matrix(operator, shape, basis)
+        self.operator_matrix = operator_matrix  # K
         self.matrix = None if operator_matrix is None else operator_matrix @ basis  # K U
         self._prepare()
 
@@ -424,24 +425,12 @@ class ModulatedEnergy(RelaxedEnergy):
     dense, whatever K is; what some K leave of structure is for the subclasses.
     """
 
-    def __init__(
-        self,
-        moments: Callable,
-        fields: Tensor,
-        basis: Tensor,
-        shape: tuple[int, int],
-        operator: object,
-        y: Tensor,
-        sigma: float,
-        operator_matrix: Tensor | None = None,
-    ):
+    def __init__(self, *relaxed: object, fields: Tensor):
         self.fields = fields
-        super().__init__(moments, basis, shape, operator, y, sigma, operator_matrix)
+        super().__init__(*relaxed)
 
     def _prepare(self) -> None:
         self._centre = None  # S(0), once noise asks for it
-        if self.matrix is not None:
-            self.operator_matrix = self.matrix @ self.basis.T  # K
         self._size_chunks(self._dense_size())
 
     def _dense_size(self) -> int:
@@ -505,7 +494,7 @@ class ModulatedEnergy(RelaxedEnergy):
             return torch.cat([self.cross(part, rows, noise) for part in z.split(self.dense_chunk)])
         predicted, factor = self._factorised(z, z.new_full((len(z),), noise) if noise else None)
         white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
-        return self._cross_energy(z, rows, white.square_().sum(1), _log_determinant(factor))
+        return self._cross_energy(z, rows, white.square().sum(1), _log_determinant(factor))
 
     def _root(self, c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
         """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
@@ -627,7 +616,7 @@ class WhiteEnergy(ModulatedEnergy):
         c, v, gains = self.moments(z)
         d, log_determinant = self._whitened(v, gains)
         white = (self.y[rows] - (c @ self.basis.T)[:, None]) / d[:, None] @ self.basis
-        return self._cross_energy(z, rows, (white.square_() / v[:, None]).sum(2), log_determinant)
+        return self._cross_energy(z, rows, (white.square() / v[:, None]).sum(2), log_determinant)
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return differentiated(self.value, z, rows)
@@ -641,10 +630,10 @@ class SeparableEnergy(ModulatedEnergy):
     C = U diag(v) Uᵀ. operator_axes: K_h (h, h) and K_w (w, w), None for K = I; basis_axes: U_h and U_w; sigma > 0.
     """
 
-    def __init__(self, *modulated: object, operator_axes: Axes | None, basis_axes: Axes):
+    def __init__(self, *relaxed: object, fields: Tensor, operator_axes: Axes | None, basis_axes: Axes):
         self.operator_axes, self.basis_axes = operator_axes, basis_axes
         self.products_by_axis = [(axis[:, None] * axis).flatten(0, 1) for axis in basis_axes]  # (h h, h), (w w, w)
-        super().__init__(*modulated)
+        super().__init__(*relaxed, fields=fields)
 
     def _dense_size(self) -> int:
         return 8 * len(self.basis) ** 2
@@ -734,20 +723,19 @@ def orthogonal_columns(matrix: Tensor) -> Tensor | None:
 
 def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> RelaxedEnergy:
     """The relaxed energy of a `Prior` with a residual model, of the kind that makes least work of its S."""
-    basis, shape = prior.basis, prior.shape
+    basis, shape, fields = prior.basis, prior.shape, prior.fields
     matrix = as_matrix(operator, shape, basis) if hasattr(operator, "A_adjoint") else None
-    if prior.fields is None:
-        relaxed = prior.moments, basis, shape, operator, y, sigma, matrix
+    relaxed = prior.moments, basis, shape, operator, y, sigma, matrix
+    if fields is None:
         norms = None if matrix is None else orthogonal_columns(matrix @ basis)
         return RelaxedEnergy(*relaxed) if norms is None else DiagonalEnergy(*relaxed, norms=norms)
-    modulated = prior.moments, prior.fields, basis, shape, operator, y, sigma, matrix
     if isinstance(operator, Identity) and sigma == 0:
-        return WhiteEnergy(*modulated)
+        return WhiteEnergy(*relaxed, fields=fields)
     if matrix is not None and sigma > 0 and (basis_axes := factors_by_axis(basis, shape)) is not None:
         operator_axes = None if isinstance(operator, Identity) else factors_by_axis(matrix, shape)
         if isinstance(operator, Identity) or operator_axes is not None:
-            return SeparableEnergy(*modulated, operator_axes=operator_axes, basis_axes=basis_axes)
-    return ModulatedEnergy(*modulated)
+            return SeparableEnergy(*relaxed, fields=fields, operator_axes=operator_axes, basis_axes=basis_axes)
+    return ModulatedEnergy(*relaxed, fields=fields)
 
 
 def _cholesky(covariance: Tensor) -> Tensor:

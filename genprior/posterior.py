@@ -212,9 +212,9 @@ def importance_samples(
     Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, or what it
     becomes when it is fitted, again and again, to all pilot draws so far. It is taken once as many fresh draws as its
     own pilots promise to be worth `PROMISED` times an effective size of `enough` of S are few beside all pilots, or
-    after `FITS`; of these there are at most `MOST` S, and as many again where they are worth more than half of what is
-    asked, but less than all. Pilot draws are not weighed: those that a fit has seen lie where it is high, those that
-    chose q look even, and both would sum to too little.
+    after `FITS`; of these there are at most `MOST` S, and as many again where they are worth less than what is asked,
+    but not less than half of it. Pilot draws are not weighed: those that a fit has seen lie where it is high, those
+    that chose q look even, and both would sum to too little.
     The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
     most = max(MOST * samples, (FITS + 1) * PILOTS)
@@ -260,7 +260,11 @@ def _importance_samples(
 def _weigh(
     energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator, enough: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `importance_samples` returns, of so many draws of this proposal; twice as many where that gives `enough`."""
+    """What `importance_samples` returns, of so many draws of this proposal; as many again where half is `enough`.
+
+    That is, where they are worth less than that, but not less than half. Draws that look even, and are left alone, say
+    a little too little: up to 0.01 nats of log p(y), less than the annealing that it spares would be uncertain.
+    """
 
     def weighed(energy: Energy, proposal: Mixture) -> tuple[Tensor, Tensor]:
         z = proposal.sample(draws, generator)

@@ -253,7 +253,7 @@ def modulated_energy(moments, operator, y, sigma):
 
 def dense_energy(moments, operator, y, sigma):
     """That of any K."""
-    return ModulatedEnergy(moments, FIELDS, BASIS, SHAPE, operator, y, sigma)
+    return ModulatedEnergy(moments, BASIS, SHAPE, operator, y, sigma, fields=FIELDS)
 
 
 def finite_difference(function, z, step=1e-6):
@@ -320,7 +320,7 @@ def test_secant_stays_positive_where_the_energy_is_concave(draw):
 
 
 @pytest.mark.parametrize("name", ["identity", "blur", "sensing", "deepinv", "phaseless", "saturation"])
-@pytest.mark.parametrize("constraint", ["range", "relaxed"])
+@pytest.mark.parametrize("constraint", ["range", "relaxed", "modulated"])
 def test_every_code_for_every_problem_is_each_ones_energy(draw, name, constraint):
     energy = energies(draw, name)[constraint]
     z, problems = torch.randn(7, 3, generator=draw), torch.tensor([2, 0, 3])
@@ -484,13 +484,14 @@ def test_modulated_energy_is_the_gaussians(draw, name, energy_of, sigma):
             torch.testing.assert_close(drawn.mean(0), expected, rtol=0, atol=0.04 * largest.sqrt().item())
 
 
-@pytest.mark.parametrize("width", [None, 0.8, 3.0])
-def test_diagonal_energy_is_the_dense_one(draw, width):
+@pytest.mark.parametrize(("width", "sigma"), [(None, 0.1), (None, 0.0), (0.8, 0.1), (0.8, 0.0), (3.0, 0.1)])
+def test_diagonal_energy_is_the_dense_one(draw, width, sigma):
     """In the DCT against in the pixels; the widest blur leaves nothing of some coefficients."""
     operator = GaussianBlur(SHAPE, width).double() if width else Identity()
     moments, z, rows = curved_moments(draw), torch.randn(4, 3, generator=draw), torch.tensor([1, 0, 1, 2])
     y = torch.randn(3, 1, *SHAPE, generator=draw)
-    diagonal, dense = plain_energy(moments, operator, y, 0.1), RelaxedEnergy(moments, BASIS, SHAPE, operator, y, 0.1)
+    relaxed = moments, BASIS, SHAPE, operator, y, sigma
+    diagonal, dense = plain_energy(moments, operator, y, sigma), RelaxedEnergy(*relaxed)
     assert isinstance(diagonal, DiagonalEnergy)
     assert diagonal.seen.all() == (width != 3.0)
     noise, one = torch.full((4,), 0.7), torch.ones_like(rows)  # with noise, up to a constant of each problem
@@ -515,9 +516,7 @@ def test_modulated_energy_without_gains_is_the_relaxed(draw):
     moments, operator, z = curved_moments(draw), gaussian_sensing(SHAPE, 7, draw), torch.randn(4, 3, generator=draw)
     y, rows = torch.randn(4, 7, generator=draw), torch.arange(4)
     plain = plain_energy(moments, operator, y, 0.1)
-    ones = ModulatedEnergy(
-        lambda z: (*moments(z), torch.ones(len(z), len(FIELDS))), FIELDS, BASIS, SHAPE, operator, y, 0.1
-    )
+    ones = dense_energy(lambda z: (*moments(z), torch.ones(len(z), len(FIELDS))), operator, y, 0.1)
     for found, expected in zip(ones.model(z, rows), plain.model(z, rows), strict=True):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(ones.estimate(z, rows), plain.estimate(z, rows))

@@ -177,7 +177,7 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, forc
         y = operator.A(x) + 0.1 * torch.randn(3, 6, generator=draw)
         energy = plain_energy(two_moons, operator, y, 0.1)
         if kind == "modulated":
-            energy = ModulatedEnergy(modulated_moons, FIELDS, BASIS, SHAPE, operator, y, 0.1)
+            energy = ModulatedEnergy(modulated_moons, BASIS, SHAPE, operator, y, 0.1, fields=FIELDS)
     modes = search(energy, torch.randn(8, 3, 2, generator=draw), 60)
     samples = 4_000 if force else 8_000
     posterior = sample_posterior(energy, modes, samples, draw, minimum_effective=2.0 if force else 0.0)
@@ -257,12 +257,6 @@ def poor_proposal(draw, off, repeats=600):
     return energy, poor, prior.closed_form(operator.matrix, y.flatten(), sigma)["evidence"]
 
 
-def assert_no_bias(evidence, exact):
-    ratio = (evidence - exact).exp()
-    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / len(ratio) ** 0.5)
-    return ratio
-
-
 @pytest.mark.parametrize(("enough", "off"), [(0.0, 0.0), (0.5, 0.1), (0.5, 0.2), (2.0, 0.2)])
 @pytest.mark.parametrize("samples", [20, 100])
 def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
@@ -274,13 +268,15 @@ def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off)
     """
     energy, poor, exact = poor_proposal(draw, off)
     _, evidence, error, _ = importance_samples(energy, poor, samples, draw, enough)
-    ratio = assert_no_bias(evidence, exact)
+    ratio = (evidence - exact).exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / len(ratio) ** 0.5)
     if (samples, off) != (20, 0.2):  # where few draws do not know how large a weight they have missed
         assert ratio.std().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.2)
 
 
-def test_draws_that_fall_short_are_doubled_without_bias(draw):
-    energy, poor, exact = poor_proposal(draw, 0.1)
+def test_draws_that_fall_short_are_doubled(draw):
+    """As samples of the posterior, and with next to no bias: those that look even are left, and say 0.01 too little."""
+    energy, poor, exact = poor_proposal(draw, 0.1, repeats=6000)
     state = draw.get_state()
     once = _weigh(energy, poor, 200, 100, draw)[3]
     enough = once.median().item()  # half fall short, of which hardly any by half
@@ -290,7 +286,8 @@ def test_draws_that_fall_short_are_doubled_without_bias(draw):
     assert 0.3 * len(once) < short.sum() <= 0.5 * len(once)
     assert torch.equal(effective[~short], once[~short])
     assert (effective / once)[short].median() > 1.5
-    assert_no_bias(evidence, exact)
+    ratio = (evidence - exact).exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=0.01 + 4 * ratio.std().item() / len(ratio) ** 0.5)
     spread = z.var(1)  # samples of twice as many draws are of the same posterior
     torch.testing.assert_close(spread[short].mean(0), spread[~short].mean(0), rtol=0.1, atol=0)
 

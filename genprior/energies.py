@@ -65,9 +65,9 @@ def floats_at_once(like: Tensor) -> int:
     return 2**22 if like.device.type == "cpu" else 2**28
 
 
-def by_parts(function: Callable, z: Tensor, rows: Tensor, size: int) -> Tensor | tuple[Tensor, ...]:
-    """A function of codes and rows, `size` of them at a time."""
-    parts = [function(*part) for part in zip(z.split(size), rows.split(size), strict=True)]
+def by_parts(function: Callable, size: int, *batches: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """A function of batches of one length, codes and rows for one, `size` of each at a time."""
+    parts = [function(*part) for part in zip(*(batch.split(size) for batch in batches), strict=True)]
     if isinstance(parts[0], tuple):
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
     return torch.cat(parts)
@@ -431,17 +431,16 @@ class ModulatedEnergy(RelaxedEnergy):
 
     def _prepare(self) -> None:
         self._centre = None  # S(0), once noise asks for it
-        self._size_chunks(self._dense_size())
+        m, n, floats = self.y.shape[1], len(self.basis), floats_at_once(self.y)
+        self.size = self._dense_size()
+        self.dense_chunk = max(1, floats // self.size)
+        self.dense_model_chunk = max(1, floats // (8 * n**2 + 4 * m * n))
+        # The networks take more codes at a time: of few, they would read their weights for little.
+        self.chunk, self.model_chunk = max(self.dense_chunk, floats // 2**14), max(1, floats // n**2)
 
     def _dense_size(self) -> int:
         m, n = self.y.shape[1], len(self.basis)
         return 4 * m**2 + 3 * m * n
-
-    def _size_chunks(self, size: int) -> None:
-        m, n, floats = self.y.shape[1], len(self.basis), floats_at_once(self.y)
-        self.size = size
-        self.chunk, self.dense_chunk = (max(1, floats // size) for size in (size, self._dense_size()))
-        self.model_chunk = max(1, 2 * floats // (8 * n**2 + 4 * m * n))
 
     @cached_property
     def parts(self) -> Tensor:
@@ -468,40 +467,47 @@ class ModulatedEnergy(RelaxedEnergy):
         covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
         return covariance
 
-    def _noisy_covariance(self, z: Tensor, jacobian: Tensor, v: Tensor, gains: Tensor, noise: Tensor | None) -> Tensor:
-        """S, and S + s S(0) with noise s (P,): (P, m, m)."""
-        covariance = self._covariance(jacobian, v, gains)
-        if noise is not None:
-            if self._centre is None:
-                c, v, gains = self.moments(torch.zeros_like(z[:1]))
-                self._centre = self._covariance(self._linearise_in_pixels(c)[1], v, gains)  # S(0)
-            covariance.addcmul_(noise[:, None, None], self._centre)
-        return covariance
+    def _centre_covariance(self, z: Tensor) -> Tensor:
+        """S(0), which noise is a multiple of: (1, m, m); z: any codes."""
+        if self._centre is None:
+            c, v, gains = self.moments(torch.zeros_like(z[:1]))
+            self._centre = self._covariance(self._linearise_in_pixels(c)[1], v, gains)
+        return self._centre
 
-    def _factorised(self, z: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """K G(z) (P, m), and the Cholesky factor of S, with noise (P,) of S + s S(0): (P, m, m)."""
-        c, v, gains = self.moments(z)
+    def _factorised(self, c: Tensor, v: Tensor, gains: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """K G(z) (P, m), and the Cholesky factor of S, or of S and what is added to it, (P or 1, m, m): (P, m, m)."""
         predicted, jacobian = self._linearise_in_pixels(c)
-        return predicted, _cholesky(self._noisy_covariance(z, jacobian, v, gains, noise))
+        covariance = self._covariance(jacobian, v, gains)
+        return predicted, _cholesky(covariance if added is None else covariance.add_(added))
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
-        predicted, factor = self._factorised(z, None if noise is None or not noise.any() else noise)
-        white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
-        return self._energy(z, rows, white.square().sum((1, 2)), _log_determinant(factor))
+        centre = self._centre_covariance(z) if noise is not None and noise.any() else None
+
+        def data_term(rows: Tensor, c: Tensor, v: Tensor, gains: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+            added = None if centre is None else noise[0][:, None, None] * centre
+            predicted, factor = self._factorised(c, v, gains, added)
+            white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
+            return white.square().sum((1, 2)), _log_determinant(factor)
+
+        batches = rows, *self.moments(z), *(() if centre is None else (noise,))
+        return self._energy(z, rows, *by_parts(data_term, self.dense_chunk, *batches))
 
     def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
-        if len(z) > self.dense_chunk:
-            return torch.cat([self.cross(part, rows, noise) for part in z.split(self.dense_chunk)])
-        predicted, factor = self._factorised(z, z.new_full((len(z),), noise) if noise else None)
-        white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
-        return self._cross_energy(z, rows, white.square().sum(1), _log_determinant(factor))
+        added = noise * self._centre_covariance(z) if noise else None
+
+        def data_term(c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+            predicted, factor = self._factorised(c, v, gains, added)
+            white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
+            return white.square().sum(1), _log_determinant(factor)
+
+        return self._cross_energy(z, rows, *by_parts(data_term, self.dense_chunk, *self.moments(z)))
 
     def _root(self, c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
         """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
         predicted, jacobian = self._linearise_in_pixels(c)
         return predicted, jacobian, *_inverse_root(self._covariance(jacobian, v, gains))
 
-    def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
+    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
         """The misfit and log det S (P,); for a linear K their slopes along c, v and gains; what `_fisher` asks for."""
         predicted, jacobian, root, log_determinant = self._root(c, v, gains)
         w, white = root @ self._spread(jacobian, gains), root @ (self.y[rows] - predicted).unsqueeze(2)  # W = R B, R r
@@ -520,7 +526,13 @@ class ModulatedEnergy(RelaxedEnergy):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             moments = self.moments(z)
-        misfit, log_determinant, slopes, _ = self._data_term(z.detach(), rows, *(found.detach() for found in moments))
+
+        def data_term(*batches: Tensor) -> tuple[Tensor, ...]:
+            misfit, log_determinant, slopes, _ = self._data_term(*batches)
+            return misfit, log_determinant, *slopes
+
+        batches = rows, *(found.detach() for found in moments)
+        misfit, log_determinant, *slopes = by_parts(data_term, self.dense_chunk, *batches)
         energy = self._energy(z.detach(), rows, misfit, log_determinant)
         with torch.enable_grad():  # what has the energy's gradient
             twin = sum((slope * moment).sum() for slope, moment in zip(slopes, moments, strict=True))
@@ -529,13 +541,18 @@ class ModulatedEnergy(RelaxedEnergy):
     def model(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient, and Fisher matrix (R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j) + I, Δ = R dS Rᵀ along each code."""
         moments, columns = with_columns(self.moments, z)
-        _, _, slopes, found = self._data_term(z, rows, *moments)
-        if slopes is None:
+
+        def data_term(rows: Tensor, *batches: Tensor) -> tuple[Tensor, ...]:
+            moments, columns = batches[:3], batches[3:]
+            *_, slopes, found = self._data_term(rows, *moments)
+            return self._fisher(found, moments[1], *columns), *(() if slopes is None else slopes)
+
+        fisher, *slopes = by_parts(data_term, self.dense_model_chunk, rows, *moments, *columns)
+        if self.matrix is None:
             gradient = self.value_and_gradient(z, rows)[1]
         else:
             parts = zip(columns, slopes, strict=True)
             gradient = z + sum(torch.einsum("pnk,pn->pk", column, slope) for column, slope in parts)
-        fisher = self._fisher(found, moments[1], *columns)
         fisher.diagonal(dim1=1, dim2=2).add_(1.0)
         return gradient, fisher
 
@@ -545,13 +562,18 @@ class ModulatedEnergy(RelaxedEnergy):
         """Of `model`, less I, from W = R B, R and K's Jacobian, which `_data_term` found: (P, k, k).
 
         With Q = R K and Y = U diag(v) Wᵀ, Δ = W diag(dv) Wᵀ + Q diag(dd) Y + (Q diag(dd) Y)ᵀ: all traces are quadratic
-        forms in dv and dd, of Hadamard products of n × n matrices.
+        forms in dv and dd, of Hadamard products of n × n matrices. Of few measurements, Δ itself costs less.
         """
         w, root, jacobian = found
         q = root @ jacobian
         projected = q @ (self.basis @ c_columns)
         y = self.basis @ (v.unsqueeze(2) * w.mT)
         d_columns = self.fields.T @ gains_columns
+        if w.shape[1] ** 2 <= 2 * len(self.basis):  # Δ along each code, from products of rows
+            products = torch.cat([0.5 * w[:, :, None] * w[:, None], q[:, :, None] * y.mT[:, None]], 3)  # (P, m, m, 2 n)
+            halves = (products.flatten(1, 2) @ torch.cat([v_columns, d_columns], 1)).unflatten(1, products.shape[1:3])
+            changes = (halves + halves.transpose(1, 2)).flatten(1, 2)
+            return projected.mT @ projected + 0.5 * changes.mT @ changes
         yq = y @ q
         mixed = (w.mT @ q) * (y @ w).mT
         along_v = 0.5 * (w.mT @ w).square_() @ v_columns + mixed @ d_columns
@@ -561,16 +583,21 @@ class ModulatedEnergy(RelaxedEnergy):
     def _conditioned(self, z: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         """E[x | y, z], or a draw of it by Matheron's rule: (P, 1, h, w)."""
         c, v, gains = self.moments(z)
-        d = gains @ self.fields
-        predicted, jacobian = self._linearise_in_pixels(c)
-        residual, own = self.y[rows] - predicted, torch.zeros_like(v)
+        own, noise = torch.zeros_like(v), torch.zeros_like(self.y[rows])
         if generator is not None:
             own = v.sqrt() * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
-            noise = self.sigma * torch.randn(residual.shape, generator=generator, dtype=v.dtype).to(v.device)
-            residual = residual - noise - ((d * (own @ self.basis.T)).unsqueeze(1) @ jacobian.mT).squeeze(1)
-        solved = _solve(_cholesky(self._covariance(jacobian, v, gains)), residual)
-        own = own + v * ((d * (solved.unsqueeze(1) @ jacobian).squeeze(1)) @ self.basis)
-        return (c @ self.basis.T + d * (own @ self.basis.T)).reshape(-1, 1, *self.shape)
+            noise = self.sigma * torch.randn(noise.shape, generator=generator, dtype=v.dtype).to(v.device)
+
+        def conditioned(rows: Tensor, c: Tensor, v: Tensor, gains: Tensor, own: Tensor, noise: Tensor) -> Tensor:
+            d = gains @ self.fields
+            predicted, jacobian = self._linearise_in_pixels(c)
+            residual = self.y[rows] - predicted - noise
+            residual = residual - ((d * (own @ self.basis.T)).unsqueeze(1) @ jacobian.mT).squeeze(1)
+            solved = _solve(_cholesky(self._covariance(jacobian, v, gains)), residual)
+            own = own + v * ((d * (solved.unsqueeze(1) @ jacobian).squeeze(1)) @ self.basis)
+            return c @ self.basis.T + d * (own @ self.basis.T)
+
+        return by_parts(conditioned, self.dense_chunk, rows, c, v, gains, own, noise).reshape(-1, 1, *self.shape)
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         """E[x | y, z] = G(z) + Σ(z) Kᵀ S(z)⁻¹ (y - K G(z)): (P, 1, h, w)."""
@@ -589,8 +616,9 @@ class WhiteEnergy(ModulatedEnergy):
 
     fades = False  # noise alone makes S dense
 
-    def _size_chunks(self, size: int) -> None:
-        super()._size_chunks(2**14)
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.size = 2**14
 
     def _whitened(self, v: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
         """D's diagonal (P, n), and log det S (P,)."""
@@ -660,7 +688,7 @@ class SeparableEnergy(ModulatedEnergy):
         by_axes = matrix.reshape(-1, h, w, h, w).transpose(2, 3).reshape(-1, h * h, w * w)
         return (first.T @ by_axes @ second).flatten(1)
 
-    def _data_term(self, z: Tensor, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
+    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
         d, inside = gains @ self.fields, self._in_pixels(v)
         factor, residual = _cholesky(self._seen(_scaled(inside, d))), self.y[rows] - c @ self.matrix.T
         solved = _solve(factor, residual)

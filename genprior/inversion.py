@@ -104,7 +104,7 @@ def fisher_scoring(
     converged once a step promises less than `tolerance` (1 + |energy|). Returns the best codes, their energies (inf
     where even the start has none), and the index of each one's STATUS.
     """
-    value, gradient = by_parts(energy.value_and_gradient, z, rows, energy.chunk)
+    value, gradient = by_parts(energy.value_and_gradient, energy.chunk, z, rows)
     value = torch.where(value.isfinite(), value, torch.inf)
     found, found_value, state = z.clone(), value.clone(), torch.where(value.isfinite(), 0, 2)
     live = (state == 0).nonzero().squeeze(1)  # the codes that go on; what follows has an entry for each of them
@@ -118,13 +118,13 @@ def fisher_scoring(
         wall = damping > 1e12
         old = (age >= refresh).nonzero().squeeze(1)
         if len(old):
-            gradient[old], fisher = by_parts(energy.model, z[old], rows[old], energy.model_chunk)
+            gradient[old], fisher = by_parts(energy.model, energy.model_chunk, z[old], rows[old])
             inverse[old] = _damped_inverse(fisher, damping[old])
             wall[old] |= ~(gradient[old].isfinite().all(1) & fisher.flatten(1).isfinite().all(1))
             age[old], reach[old] = 0, 1.0
         newton = torch.bmm(inverse, gradient.unsqueeze(2)).squeeze(2)  # H g
         step, length = -reach[:, None] * newton, (newton * gradient).sum(1)
-        trial, trial_gradient = by_parts(energy.value_and_gradient, z + step, rows, energy.chunk)
+        trial, trial_gradient = by_parts(energy.value_and_gradient, energy.chunk, z + step, rows)
         smooth = trial_gradient.isfinite().all(1)
         good = smooth & (trial < value)  # false for NaN
         _secant(inverse, step, -reach[:, None] * gradient, trial_gradient - gradient, smooth)
@@ -210,7 +210,7 @@ def _first_order(energy: Energy, starts: Tensor, iterations: int, optimizer_of: 
 
     def closure() -> Tensor:
         codes = z.detach()
-        value, gradient = by_parts(energy.value_and_gradient, codes, rows, energy.chunk)
+        value, gradient = by_parts(energy.value_and_gradient, energy.chunk, codes, rows)
         better = value < best_value
         best[better], best_value[better] = codes[better], value[better]
         finite = value.isfinite()

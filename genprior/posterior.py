@@ -44,7 +44,7 @@ class Posterior:
         """One image for each sample, `draw(z, rows)`: (N, S, h, w)."""
         problems, samples, _ = self.z.shape
         rows = torch.arange(problems, device=self.z.device).repeat_interleave(samples)
-        x = by_parts(draw, self.z.flatten(0, 1), rows, 256)
+        x = by_parts(draw, 256, self.z.flatten(0, 1), rows)
         return x.reshape(problems, samples, *x.shape[2:])
 
 
@@ -128,7 +128,7 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     count, problems, k = modes.z.shape
     rows = torch.arange(problems, device=modes.z.device).repeat(count)
     z = modes.z.reshape(-1, k)
-    fisher = by_parts(energy.model, z, rows, energy.model_chunk)[1]
+    fisher = by_parts(energy.model, energy.model_chunk, z, rows)[1]
     factor, failed = torch.linalg.cholesky_ex(fisher)
     usable = (failed == 0) & modes.energy.flatten().isfinite() & z.isfinite().all(1)
     # A mode without curvature or energy gets no weight beside another, and stands for the prior where there is none.
@@ -162,9 +162,9 @@ def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
     rows = torch.arange(problems, device=z.device).repeat_interleave(samples)
     codes = z.reshape(-1, k)
     if noise is None:
-        value = by_parts(energy.value, codes, rows, energy.chunk)
+        value = by_parts(energy.value, energy.chunk, codes, rows)
     else:
-        value = by_parts(lambda z, rows: energy.value(z, rows, noise[rows]), codes, rows, energy.chunk)
+        value = by_parts(lambda z, rows: energy.value(z, rows, noise[rows]), energy.chunk, codes, rows)
     value = value.reshape(problems, samples)
     return torch.where(value.isfinite(), -value - k / 2 * LOG_2_PI, -torch.inf)
 
@@ -199,7 +199,7 @@ def posterior_mean(energy: Energy, mixture: Mixture, samples: int, generator: to
     share, z = torch.cat([1 - share, share]), torch.cat([near, far])
     counts = share > 1e-6  # what weighs nothing, and may have no image, is left out
     rows = _numbers(energy.y).repeat(2)[counts]
-    x = by_parts(energy.estimate, z[counts].flatten(0, 1), rows.repeat_interleave(samples), energy.chunk)
+    x = by_parts(energy.estimate, energy.chunk, z[counts].flatten(0, 1), rows.repeat_interleave(samples))
     means = share[counts, None, None, None] * x.unflatten(0, (len(rows), samples)).mean(1)
     return means.new_zeros(len(energy.y), *means.shape[1:]).index_add(0, rows, means)
 
@@ -260,10 +260,10 @@ def _importance_samples(
 def _weigh(
     energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator, enough: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `importance_samples` returns, of so many draws of this proposal; as many again where half is `enough`.
+    """What `importance_samples` returns, of so many draws of this proposal, or twice as many.
 
-    That is, where they are worth less than that, but not less than half. Draws that look even, and are left alone, say
-    a little too little: up to 0.01 nats of log p(y), less than the annealing that it spares would be uncertain.
+    Twice where the draws' effective share is below `enough`, but not below half of it. That draws which look even are
+    not doubled makes log p(y) up to 0.01 nats too small, less than the annealing that it spares would be uncertain.
     """
 
     def weighed(energy: Energy, proposal: Mixture) -> tuple[Tensor, Tensor]:

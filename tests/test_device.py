@@ -60,7 +60,7 @@ def test_energies_and_their_derivatives(prior, params, name, constraint, sigma):
     for energy in both(prior, operator, constraint, sigma, dtype=torch.float64):
         z, rows, noise = (values.to(energy.y.device) for values in (z, rows, noise))
         computed = [energy.value(z, rows), energy.value(z, rows, noise), energy.estimate(z, rows)]
-        computed += [*energy.value_and_gradient(z, rows), *by_parts(energy.model, z, rows, 7)]
+        computed += [*energy.value_and_gradient(z, rows), *by_parts(energy.model, 7, z, rows)]
         if energy.fades:
             computed.append(cross_energies(energy, z, rows[:6], 0.1))
         assert {values.device.type for values in computed} == {energy.y.device.type}

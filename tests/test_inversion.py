@@ -221,6 +221,7 @@ OPERATORS = {
     "blur": lambda draw: GaussianBlur(SHAPE, 0.8),
     "by axes": ByAxes,
     "sensing": lambda draw: gaussian_sensing(SHAPE, 7, draw),
+    "few": lambda draw: gaussian_sensing(SHAPE, 3, draw),
     "deepinv": lambda draw: DeepinvLike((torch.rand(1, 1, *SHAPE, generator=draw) < 0.5).double()),
     "phaseless": lambda draw: PhaselessFourier(SHAPE),
     "saturation": lambda draw: Saturation(-0.5, 0.5),
@@ -438,6 +439,7 @@ def image_law(moments, z):
         ("blur", modulated_energy),
         ("by axes", modulated_energy),
         ("sensing", modulated_energy),
+        ("few", modulated_energy),
         ("deepinv", modulated_energy),
     ],
 )
@@ -448,6 +450,7 @@ def test_modulated_energy_is_the_gaussians(draw, name, energy_of, sigma):
     moments, operator, z = modulated_moments(draw), OPERATORS[name](draw), torch.randn(4, 3, generator=draw)
     x = 0.3 * torch.randn(4, 1, *SHAPE, generator=draw)
     energy, rows = energy_of(moments, operator, operator.A(x), sigma), torch.arange(4)
+    energy.dense_chunk = energy.dense_model_chunk = 3  # of 4 codes
     separable = energy_of is modulated_energy and sigma > 0 and name in ("identity", "blur", "by axes")
     assert isinstance(energy, SeparableEnergy) == separable
     assert isinstance(energy, WhiteEnergy) == (energy_of is modulated_energy and sigma == 0)

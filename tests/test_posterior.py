@@ -451,7 +451,7 @@ def ranks_of(truth, energy, z):
 
     def likelihood(z):
         rows = torch.arange(problems, device=z.device).repeat_interleave(len(z) // problems)
-        return by_parts(lambda z, rows: 0.5 * z.square().sum(1) - energy.value(z, rows), z, rows, 1000)
+        return by_parts(lambda z, rows: 0.5 * z.square().sum(1) - energy.value(z, rows), 1000, z, rows)
 
     below = [(z[..., d] < truth[:, d, None]).sum(1) for d in range(k)]
     below.append((likelihood(z.flatten(0, 1)).reshape(problems, samples) < likelihood(truth)[:, None]).sum(1))

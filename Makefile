@@ -35,7 +35,7 @@ help:  ## list the targets
 .venv/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set one with make PYTHON=/path/to/python")'
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/pip install --disable-pip-version-check --quiet --requirement requirements.txt
+	.venv/bin/pip install --disable-pip-version-check --quiet --no-compile --requirement requirements.txt
 	touch $@
 
 .PHONY: repro setup report test lint pr-report lock help

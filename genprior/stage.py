@@ -94,9 +94,8 @@ def _keep_freed_memory() -> None:
     It would hand that back to the system and get it anew, zeroed page by page: up to a third of a dense energy's time.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        # 32 MB is the most that older ones take; the second alone would fix the first at 128 KB.
-        if mallopt(m_mmap_threshold, 2**25):
+        m_trim_threshold, m_mmap_max = -1, -4
+        if mallopt(m_mmap_max, 0):  # nothing is mapped on its own, which would go back as soon as it is freed
             mallopt(m_trim_threshold, 2**30)
 
 
@@ -119,6 +118,7 @@ def side_by_side(function: Callable[[str], Found], tasks: Sequence[str], process
 def _in_processes(
     function: Callable[[str], Found], tasks: Sequence[str], processes: int
 ) -> Iterator[tuple[str, Found]]:
+    """Each task with what the function makes of it, in the order in which processes are done with them."""
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what starts now leaves Ctrl-C to this process
     try:
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process)

@@ -112,7 +112,7 @@ def fit_gaussian_prior(
     offset, scale = coefficients.mean(0), coefficients.std(0).clip(1e-3)
     standard = ((coefficients - offset) / scale).astype(np.float32)
     model = GaussianMixture(components, reg_covar=1e-3, max_iter=iterations, tol=1e-4, random_state=seed)
-    with warnings.catch_warnings():  # more iterations would overfit, not help; `iterations` is the user's
+    with warnings.catch_warnings():  # that it stops before it converges is the user's choice
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(standard)
     back = basis * scale

@@ -99,15 +99,11 @@ def main() -> None:
         )
     x = draw_patches(test, params.evaluate.patches, params.seed)
     pca = principal_components(to_unit(train).flatten(1).double().numpy(), params.network.latent_size)
-    draw = torch.Generator().manual_seed(params.seed)
-    dequantised = {
-        name: draw_batch(split, count, draw).flatten(1).double().numpy()
-        for name, split, count in (
-            ("train", train, params.baselines.mixture_patches),
-            ("validation", validation, 2000),
-        )
-    }
-    mixtures = fit_mixtures(dequantised["train"], dequantised["validation"], dct_basis(*shape), params)
+    draw, dequantised = torch.Generator().manual_seed(params.seed), []
+    for split, count in ((train, params.baselines.mixture_patches), (validation, 2000)):
+        different = split[torch.randperm(len(split), generator=draw)[:count]]
+        dequantised.append(draw_batch(different, None, draw).flatten(1).double().numpy())
+    mixtures = fit_mixtures(*dequantised, dct_basis(*shape), params)
 
     # the patches on which the learned priors' likelihood is measured
     held_out = draw_batch(test, params.evaluate.likelihood_patches, torch.Generator().manual_seed(params.seed))

@@ -28,7 +28,7 @@ class Energy(Protocol):
 
     y: Tensor  # the measurements, (N, ...)
     size: int  # how many numbers the temporaries of one code's value take
-    chunk: int  # so, how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
+    chunk: int  # how many codes to hand to `value`, `value_and_gradient` or `estimate` at a time
     model_chunk: int  # and to `model`, whose temporaries are larger
     latent_precision: float  # τ
     fades: bool  # whether energies with noise cost no more than those without, so that sampling may go by them
@@ -521,8 +521,8 @@ class ModulatedEnergy(RelaxedEnergy):
         return misfit, log_determinant, slopes, (w, root, jacobian)
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if self.matrix is None:
-            return differentiated(self.value, z, rows)
+        if self.matrix is None:  # by parts, for what is differentiated keeps S
+            return by_parts(lambda z, rows: differentiated(self.value, z, rows), self.dense_chunk, z, rows)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             moments = self.moments(z)

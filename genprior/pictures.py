@@ -154,6 +154,6 @@ def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
             ticks.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
             ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
             ticks.set_minor_formatter(NullFormatter())
-    axes.flat[-1].legend(loc="upper right")  # the curves of the last panels leave that corner free
-    figure.tight_layout()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=table.solver.nunique())
+    figure.tight_layout(rect=(0, 0, 1, 0.96))  # below the legend
     save_figure(path, figure)

@@ -97,6 +97,8 @@ def main() -> None:
             f"data/patches/train.npy: {len(train)} patches; as many principal components as network.latent_size = "
             f"{params.network.latent_size} need no fewer"
         )
+    if len(train) < (most := max(params.baselines.mixture_components, default=0)):
+        raise InputError(f"{len(train)} training patches are too few for baselines.mixture_components = {most}")
     x = draw_patches(test, params.evaluate.patches, params.seed)
     pca = principal_components(to_unit(train).flatten(1).double().numpy(), params.network.latent_size)
     draw, dequantised = torch.Generator().manual_seed(params.seed), []

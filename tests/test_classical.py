@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
+import yaml
+from conftest import tiny
 from scipy.stats import multivariate_normal
 from skimage.restoration import denoise_tv_chambolle
 
 from genprior import classical
 from genprior.images import dct_basis
+from genprior.params import InputError
+from genprior.stage import write_array
+from stages import baselines
 
 
 @pytest.fixture
@@ -119,3 +124,14 @@ def test_fitted_mixture_finds_the_clusters(mixture):
     np.testing.assert_allclose(fitted.weight[order], [0.7, 0.3], atol=0.03)
     np.testing.assert_allclose(fitted.mean[order], centres, atol=0.15)
     np.testing.assert_allclose(fitted.covariance[0], np.diag(np.linspace(0.2, 1, 9) ** 2), atol=0.1)
+
+
+def test_a_mixture_of_more_components_than_there_are_patches_is_refused(values, tmp_path, monkeypatch):
+    tiny(values)["baselines"]["mixture_components"] = [40]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 30), ("validation", 10), ("test", 10)):
+        write_array(tmp_path / f"data/patches/{split}.npy", draw.integers(0, 256, (count, 12, 12), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"30 training patches .* baselines\.mixture_components = 40"):
+        baselines.main()

@@ -226,7 +226,7 @@ class Baselines(Settings):
     lasso_weights: Annotated[list[Weight], Field(min_length=1)]
     tv_weights: Annotated[list[Weight], Field(min_length=1)]
     mixture_components: list[Annotated[int, Field(gt=1, le=1000)]]
-    mixture_patches: Count
+    mixture_patches: Count | None
     mixture_iterations: Count
     mixture_shrinkages: Annotated[list[Share], Field(min_length=1)]
 
@@ -304,10 +304,9 @@ class Params(Settings):
             raise ValueError(f"crossover.measurements = {_shown(counts)}: a patch has {n} pixels")
         if self.network.latent_size > n:
             raise ValueError(f"network.latent_size = {self.network.latent_size}: a patch has {n} pixels")
-        if max(self.baselines.mixture_components, default=0) > self.baselines.mixture_patches:
-            raise ValueError(
-                f"baselines.mixture_patches = {self.baselines.mixture_patches}: fewer than a mixture has components"
-            )
+        fitted = self.baselines.mixture_patches
+        if fitted is not None and max(self.baselines.mixture_components, default=0) > fitted:
+            raise ValueError(f"baselines.mixture_patches = {fitted}: fewer than a mixture has components")
         if clash := sorted(self.problems.keys() & self.crossover_problems().keys()):
             raise ValueError(f"problems.{clash[0]}: the name is taken by a problem of crossover; choose another")
         if self.report.posterior not in self.problems:
@@ -338,10 +337,11 @@ class Params(Settings):
         single = [n, *self.train_discriminative.hidden, 2 * n]
         flow = [12 * (64 + k)]  # its six networks of width 64
         settings, baselines = self.evaluate, self.baselines
-        restored = min(settings.patches, self.extract_patches.max_patches)
+        available = self.extract_patches.max_patches
+        restored, fitted = min(settings.patches, available), min(baselines.mixture_patches or available, available)
         posterior = max(min(settings.posterior_patches, restored), settings.likelihood_patches)
         batches = [
-            (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or self.extract_patches.max_patches))
+            (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or available))
             for name, extra in (("residual", flow), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
             for block in [getattr(self, name)]
         ]
@@ -364,7 +364,7 @@ class Params(Settings):
             ("evaluate.likelihood_patches", settings.likelihood_patches * max(4096, 4 * k**2)),
             ("evaluate.posterior_samples", settings.posterior_samples * posterior * max(n, 100 * k)),
             ("baselines.validation_patches", 2 * n * baselines.validation_patches),
-            ("baselines.mixture_patches", 2 * n * baselines.mixture_patches),
+            ("baselines.mixture_patches", 2 * n * fitted),
             (
                 "baselines.mixture_components",
                 2 * n**2 * max(baselines.mixture_components, default=0) * (1 + len(baselines.mixture_shrinkages)),

@@ -47,7 +47,12 @@ def draw_batch(patches: Tensor, size: int | None, generator: torch.Generator) ->
     return (patches + noise - 0.5) / 255
 
 
+def different_patches(patches: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+    """`count` of the patches in random order, none twice; all for None, or where there are fewer."""
+    order = torch.randperm(len(patches), generator=generator)[:count]
+    return patches[order.to(patches.device)]
+
+
 def draw_patches(patches: Tensor, count: int, seed: int) -> Tensor:
-    """`count` different patches (all where there are fewer), x in [0, 1], the same for whoever asks with this seed."""
-    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[:count]
-    return to_unit(patches[order.to(patches.device)])
+    """`different_patches`, x in [0, 1], the same for whoever asks with this seed."""
+    return to_unit(different_patches(patches, count, torch.Generator().manual_seed(seed)))

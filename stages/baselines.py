@@ -13,7 +13,7 @@ from genprior import classical
 from genprior.images import dct_basis
 from genprior.operators import as_matrix, pose
 from genprior.params import InputError, Params, load_params
-from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
+from genprior.patches import different_patches, draw_batch, draw_patches, load_splits, to_unit
 from genprior.quality import reconstruction_measures
 from genprior.stage import run, set_up, side_by_side, steps, write_array, write_metrics
 
@@ -103,7 +103,7 @@ def main() -> None:
     pca = principal_components(to_unit(train).flatten(1).double().numpy(), params.network.latent_size)
     draw, dequantised = torch.Generator().manual_seed(params.seed), []
     for split, count in ((train, params.baselines.mixture_patches), (validation, 2000)):
-        different = split[torch.randperm(len(split), generator=draw)[:count]]
+        different = different_patches(split, count, draw)
         dequantised.append(draw_batch(different, None, draw).flatten(1).double().numpy())
     mixtures = fit_mixtures(*dequantised, dct_basis(*shape), params)
 

@@ -162,16 +162,22 @@ def read_samples(name: str) -> np.ndarray:
     return array
 
 
-def read_reconstructions(problems: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
-    """Every method's estimates of patches x (P, h, w) for each problem, by its title."""
-    files = {label(name, ""): f"baselines/{name}" for name in ("minimum_norm", "lasso_dct", "gaussian", "pca")}
+def read_reconstructions(table: pd.DataFrame, problems: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
+    """What the pictures show: methods' estimates of patches x (P, h, w) for each problem, by their titles.
+
+    Of the mixtures in the table, the one of most components.
+    """
+    counts = [int(name.removeprefix("mixture_")) for name in set(table.method) if name.startswith("mixture_")]
+    mixture = [f"mixture_{max(counts)}"] if counts else []
+    classical = ("minimum_norm", "lasso_dct", "pca", "gaussian", *mixture)
+    files = {label(name, ""): f"baselines/{name}" for name in classical}
     files[NAMES["discriminative"]] = "reconstructions/discriminative"
     files |= {label(name, c): f"reconstructions/{name}_{c}" for c in ("range", "relaxed", "mean") for name in PRIORS}
     return {title: read_estimates(f"data/{file}.npy", problems, x) for title, file in files.items()}
 
 
 def reconstructions(estimates: dict[str, np.ndarray], problems: list[str], x: np.ndarray, count: int) -> list[str]:
-    """A picture for each problem: truth, minimum norm, every method's estimates; returns the files' names."""
+    """A picture for each problem: the truth, and each method's estimates below; returns the files' names."""
     from genprior import pictures  # Matplotlib takes a third of a second: not at the stage's start
 
     written = []
@@ -415,7 +421,7 @@ def main() -> None:
         "VAE: KL, nats per patch": (curves["vae"], ["train_kl", "validation_kl"]),
         "GAN: losses": (curves["gan"], ["d_loss", "g_loss"]),
     }
-    estimates, posteriors = read_reconstructions(problems, x), read_posteriors(problems, x.shape[1:])
+    estimates, posteriors = read_reconstructions(table, problems, x), read_posteriors(problems, x.shape[1:])
     chapters = {"gan": read_curve("gan_chapter", shown["gan"][2:]), "vae": read_curve("vae_chapter", shown["vae"][2:])}
 
     from genprior import pictures

@@ -70,7 +70,7 @@ def test_bad_value_is_refused_in_one_line_that_names_the_key(values, tmp_path, k
 
 def test_gains_over_patches_too_large_for_memory_are_refused(values, tmp_path):
     values["extract_patches"]["patch_size"] = [64, 64]  # S has 16 million numbers, in each of 16 gains
-    values["baselines"] |= {"mixture_components": [], "mixture_patches": 2000}  # which have as many
+    values["baselines"] |= {"mixture_components": [], "mixture_patches": 2000}  # which have as many, or nearly
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match=r"train_vae\.noise = 'modulated'"):

@@ -1,7 +1,7 @@
 """Every prior against the Gaussians over seeds: PSNR and, paired seed by seed, what each prior has over them.
 
     dvc exp run --queue -S 'seed=0,1,2' evaluate@ae evaluate@vae evaluate@gan baselines
-    dvc exp run --run-all          # eleven minutes a seed
+    dvc exp run --run-all          # ten minutes a seed
     python -m benchmarks.seeds     # writes benchmarks/seeds.md; --rev COMMIT where Git has moved on from the sweep's
 
 A seed moves everything: the patches drawn, the networks' start, the measurements and their noise, the mixtures' start.

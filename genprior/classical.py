@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from genprior.losses import LOG_2_PI
+
 
 def minimum_norm(matrix: np.ndarray, y: np.ndarray) -> np.ndarray:
     """argmin ‖x‖ among the least-squares solutions of K x = y, by the pseudo-inverse: (N, m) -> (N, n)."""
@@ -101,22 +103,71 @@ class GaussianPrior:
 def fit_gaussian_prior(
     patches: np.ndarray, basis: np.ndarray, components: int, iterations: int, seed: int
 ) -> GaussianPrior:
-    """A Gaussian mixture of patches (N, n) by scikit-learn's expectation maximisation from k-means.
+    """A Gaussian mixture of patches (N, n) by expectation maximisation from scikit-learn's k-means.
 
-    In standardised DCT coefficients, where its ridge of 1e-3 means the same for every frequency.
+    In standardised DCT coefficients, where the ridge of 1e-3 means the same for every frequency.
     """
+    from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
 
     coefficients = patches @ basis
     offset, scale = coefficients.mean(0), coefficients.std(0).clip(1e-3)
     standard = ((coefficients - offset) / scale).astype(np.float32)
-    model = GaussianMixture(components, reg_covar=1e-3, max_iter=iterations, tol=1e-4, random_state=seed)
-    with warnings.catch_warnings():  # that it stops before it converges is the user's choice
+    with warnings.catch_warnings():  # of fewer different patches than components: some begin with none
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(standard)
+        cluster = KMeans(components, n_init=1, random_state=seed).fit_predict(standard)
+    found = maximise_likelihood(standard, np.eye(components)[cluster], iterations, 1e-3)
     back = basis * scale
-    covariance = back @ model.covariances_.astype(np.float64) @ back.T
-    return GaussianPrior(
-        model.weights_.astype(np.float64), (offset + scale * model.means_.astype(np.float64)) @ basis.T, covariance
-    )
+    return GaussianPrior(found.weight, (offset + scale * found.mean) @ basis.T, back @ found.covariance @ back.T)
+
+
+def maximise_likelihood(
+    x: np.ndarray, share: np.ndarray, iterations: int, ridge: float, enough: float = 1e-4
+) -> GaussianPrior:
+    """Expectation maximisation for a Gaussian mixture of x (N, n), from each component's share (N, J) in each of them.
+
+    w_j = mean_i s_ij, μ_j and C_j the moments weighed by s_ij, C_j with `ridge` added to its diagonal; then
+    s_ij = w_j N(x_i; μ_j, C_j) / Σ_l w_l N(x_i; μ_l, C_l), until the mean log-likelihood gains less than `enough` nats.
+    scikit-learn's GaussianMixture does the same, and takes two to three times as long for patches: a patch is shared by
+    one or two components, and only those of a share above 1e-8 are summed here. Dempster et al. 1977, example 4.3.
+    """
+    before = -np.inf
+    for iteration in range(iterations + 1):
+        weight = share.mean(0).clip(1e-12)
+        moments = [_moments(x, share[:, j]) for j in range(share.shape[1])]
+        mean = np.stack([mean for mean, _ in moments])
+        covariance = np.stack([covariance for _, covariance in moments]) + ridge * np.eye(x.shape[1])
+        if iteration == iterations:
+            break
+        log_joint = _log_joint(x, weight, mean, covariance)
+        log_density = logsumexp(log_joint, axis=1)
+        share, likelihood = np.exp(log_joint - log_density[:, None]), log_density.mean()
+        if likelihood - before < enough:
+            break
+        before = likelihood
+    return GaussianPrior(weight / weight.sum(), mean, covariance)
+
+
+def _moments(x: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (n,) and covariance (n, n) of x (N, n), weighed by shares (N,); of all x where none has a share."""
+    counts = share >= min(1e-8, share.max())
+    weight = share[counts] if share.any() else None
+    covariance = np.cov(x[counts], rowvar=False, aweights=weight, bias=True, dtype=np.float64)
+    return np.average(x[counts], 0, weight), np.atleast_2d(covariance)
+
+
+def _log_joint(
+    x: np.ndarray, weight: np.ndarray, mean: np.ndarray, covariance: np.ndarray, at_once: int = 2048
+) -> np.ndarray:
+    """log w_j N(x_i; μ_j, C_j) in nats: (N, J), in float64; the squares in the precision of x."""
+    root = np.linalg.inv(np.linalg.cholesky(covariance))  # R with R C Rᵀ = I
+    constant = np.log(weight) + np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1) - x.shape[1] / 2 * LOG_2_PI
+    shift = np.einsum("jab,jb->ja", root, mean).astype(x.dtype)
+    root, squared = root.astype(x.dtype), np.empty((len(x), len(weight)))
+    for first in range(0, len(x), at_once):  # few enough for the cache
+        rows = slice(first, first + at_once)
+        for j in range(len(weight)):
+            white = x[rows] @ root[j].T
+            white -= shift[j]
+            squared[rows, j] = np.einsum("ia,ia->i", white, white)
+    return constant - squared / 2

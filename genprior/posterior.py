@@ -186,19 +186,28 @@ def sample_posterior(
     return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
-def posterior_mean(energy: Energy, mixture: Mixture, samples: int, generator: torch.Generator) -> Tensor:
+def posterior_mean(
+    energy: Energy, mixture: Mixture, samples: int, generator: torch.Generator, minimum_effective: float = math.inf
+) -> Tensor:
     """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w).
 
     Of weighed draws of the modes' `laplace_mixture` as it is, two for each sample, which find what is narrow, and of
     annealed samples, which find what is wide or bent; each in proportion to the evidence p(y) that it finds. A mean
-    asks less of its samples than their tails do.
+    asks less of its samples than their tails do. Problems whose draws' effective share reaches `minimum_effective` are
+    not annealed, which is for those whose measurements determine a code: else draws look effective that see one place.
     """
-    near, near_evidence, *_ = _weigh(energy, mixture, 2 * samples, samples, generator)
-    far, far_evidence, _ = annealed_smc(energy, samples, near.shape[2], generator, 0.125, TEMPERING, largest_pool=2**12)
-    share = torch.sigmoid(far_evidence - near_evidence).nan_to_num(nan=1.0)  # where none found any
-    share, z = torch.cat([1 - share, share]), torch.cat([near, far])
+    near, evidence, _, effective = _weigh(energy, mixture, 2 * samples, samples, generator)
+    poor = (~(effective >= minimum_effective)).nonzero().squeeze(1)  # NaN too: no sample was possible
+    z, rows, share = near, _numbers(energy.y), torch.ones_like(evidence)
+    if len(poor):
+        far, found, _ = annealed_smc(
+            _Rows(energy, poor), samples, near.shape[2], generator, 0.125, TEMPERING, largest_pool=2**12
+        )
+        other = torch.sigmoid(found - evidence[poor]).nan_to_num(nan=1.0)  # where none found any
+        share[poor] = 1 - other
+        z, rows, share = torch.cat([near, far]), torch.cat([rows, poor]), torch.cat([share, other])
     counts = share > 1e-6  # what weighs nothing, and may have no image, is left out
-    rows = _numbers(energy.y).repeat(2)[counts]
+    rows = rows[counts]
     x = by_parts(energy.estimate, energy.chunk, z[counts].flatten(0, 1), rows.repeat_interleave(samples))
     means = share[counts, None, None, None] * x.unflatten(0, (len(rows), samples)).mean(1)
     return means.new_zeros(len(energy.y), *means.shape[1:]).index_add(0, rows, means)

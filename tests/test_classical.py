@@ -4,6 +4,8 @@ import yaml
 from conftest import tiny
 from scipy.stats import multivariate_normal
 from skimage.restoration import denoise_tv_chambolle
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 
 from genprior import classical
 from genprior.images import dct_basis
@@ -112,6 +114,62 @@ def test_shrinking_keeps_the_pooled_covariance(mixture):
     shrunk = mixture.shrunk(0.3)
     np.testing.assert_allclose(np.einsum("j,jab->ab", shrunk.weight, shrunk.covariance), pooled)
     np.testing.assert_allclose(mixture.shrunk(1.0).covariance, np.broadcast_to(pooled, (3, 6, 6)))
+
+
+@pytest.fixture
+def shared(mixture):
+    """Draws of a mixture, and shares in them to begin with, many of them zero."""
+    draw = np.random.default_rng(6)
+    component = draw.choice(3, size=900, p=mixture.weight)
+    factors = np.linalg.cholesky(mixture.covariance)
+    x = mixture.mean[component] + np.einsum("sij,sj->si", factors[component], draw.normal(size=(900, 6)))
+    share = draw.dirichlet(np.ones(3), size=900)
+    share[:, 1] *= x[:, 0] > 0
+    return x, share / share.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("iterations", [1, 6])
+def test_maximum_likelihood_is_scikit_learns(shared, iterations):
+    x, share = shared
+    start, found = (classical.maximise_likelihood(x, share, count, 1e-3, -np.inf) for count in (0, iterations))
+    begun = {"weights_init": start.weight, "means_init": start.mean, "precisions_init": np.linalg.inv(start.covariance)}
+    expected = GaussianMixture(3, reg_covar=1e-3, max_iter=iterations, tol=0, **begun)
+    with pytest.warns(ConvergenceWarning):
+        expected.fit(x)
+    np.testing.assert_allclose(found.weight, expected.weights_, atol=1e-6)
+    np.testing.assert_allclose(found.mean, expected.means_, atol=1e-6)
+    np.testing.assert_allclose(found.covariance, expected.covariances_, atol=1e-6)
+    assert np.abs(found.mean - start.mean).max() > 0.05
+
+
+def test_moments_are_weighed_by_the_shares(shared):
+    x, share = shared
+    found = classical.maximise_likelihood(x, share, 0, 1e-3)
+    np.testing.assert_allclose(found.weight, share.mean(0))
+    mean = share.T @ x / share.sum(0)[:, None]
+    np.testing.assert_allclose(found.mean, mean)
+    offset = x - mean[1]
+    covariance = (share[:, 1, None] * offset).T @ offset / share[:, 1].sum()
+    np.testing.assert_allclose(found.covariance[1], covariance + 1e-3 * np.eye(6))
+
+
+def test_maximum_likelihood_is_found_once_nothing_is_gained():
+    x = np.random.default_rng(7).normal(size=(500, 3))
+    share = np.eye(2)[(x[:, 0] > 0).astype(int)]
+    many, more = (classical.maximise_likelihood(x, share, count, 1e-3) for count in (500, 1000))
+    np.testing.assert_array_equal(many.mean, more.mean)
+
+
+def test_a_component_that_nothing_is_near_to_leaves_the_others_alone():
+    x = np.random.default_rng(8).normal(size=(300, 4)).astype(np.float32)
+    found = classical.maximise_likelihood(x, np.eye(2)[np.zeros(300, int)], 0, 1e-3)
+    alone = classical.maximise_likelihood(x, np.ones((300, 1)), 0, 1e-3)
+    np.testing.assert_allclose(found.weight, [1, 0], atol=1e-9)
+    np.testing.assert_allclose(found.covariance[:1], alone.covariance)
+    assert np.isfinite(found.mean).all()
+    assert np.isfinite(found.covariance).all()
+    same = np.zeros((20, 4))  # fewer different patches than components
+    assert np.isfinite(classical.fit_gaussian_prior(same, np.eye(4), 3, 10, 0).covariance).all()
 
 
 def test_fitted_mixture_finds_the_clusters(mixture):

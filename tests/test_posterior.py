@@ -427,6 +427,40 @@ def test_posterior_mean_is_of_what_found_any(draw):
     torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
 
 
+class Pinned(Bumps):
+    """Gaussian posteriors, N(0, I) for the first problem, and narrow ones around (1, 0), all taken for N(0, I)."""
+
+    model_chunk = 8
+
+    def value(self, z, rows, noise=None):
+        centre = torch.stack([(rows > 0).float(), torch.zeros(len(rows))], 1)
+        return (z - centre).square().sum(1) / torch.where(rows > 0, 2 * 0.05**2, 2.0)
+
+    def cross(self, z, rows, noise=0.0):
+        return torch.stack([self.value(z, row.expand(len(z))) for row in rows], 1)
+
+    def model(self, z, rows):
+        return torch.zeros_like(z), torch.eye(2).expand(len(z), 2, 2)
+
+    def estimate(self, z, rows):
+        return z[:, 0].reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("minimum_effective", "expected"), [(0.5, 2), (math.inf, 3)])
+def test_posterior_mean_anneals_where_modes_show_too_little(draw, monkeypatch, minimum_effective, expected):
+    modes, annealed = Modes(torch.zeros(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long)), []
+
+    def counted(energy, *settings, **further):
+        annealed.append(len(energy.y))
+        return annealed_smc(energy, *settings, **further)
+
+    monkeypatch.setattr("genprior.posterior.annealed_smc", counted)
+    energy = Pinned(3)
+    mean = posterior_mean(energy, laplace_mixture(energy, modes), 300, draw, minimum_effective)
+    assert annealed == [expected]
+    torch.testing.assert_close(mean.flatten(), torch.tensor([0.0, 1.0, 1.0]), rtol=0, atol=0.15)
+
+
 def small_decoder(draw, k=4):
     inner, outer = torch.randn(16, k, generator=draw), torch.randn(N, 16, generator=draw) / 3
     spread = torch.randn(N, k, generator=draw)

@@ -227,6 +227,7 @@ class Baselines(Settings):
     tv_weights: Annotated[list[Weight], Field(min_length=1)]
     mixture_components: list[Annotated[int, Field(gt=1, le=1000)]]
     mixture_patches: Count | None
+    mixture_starts: Annotated[int, Field(gt=0, le=100)]
     mixture_iterations: Count
     mixture_shrinkages: Annotated[list[Share], Field(min_length=1)]
 
@@ -367,7 +368,7 @@ class Params(Settings):
             ("baselines.mixture_patches", 2 * n * fitted),
             (
                 "baselines.mixture_components",
-                2 * n**2 * max(baselines.mixture_components, default=0) * (1 + len(baselines.mixture_shrinkages)),
+                8 * n**2 * max(baselines.mixture_components, default=0),
             ),
         ]
 

@@ -37,17 +37,21 @@ def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, n
 def fit_mixtures(
     patches: np.ndarray, validation: np.ndarray, basis: np.ndarray, params: Params
 ) -> dict[str, classical.GaussianPrior]:
-    """One Gaussian and the mixtures, each shrunk by what gives validation patches (N, n) the highest likelihood."""
+    """One Gaussian and the mixtures, of the start and the shrinkage that validation patches (N, n) are likeliest by."""
     settings, n = params.baselines, patches.shape[1]
     found = {}
     counts = [1, *settings.mixture_components]
     for i in (bar := steps(len(counts), "mixtures")):
         count = counts[i]
         bar.set_postfix(components=count)
-        fitted = classical.fit_gaussian_prior(patches, basis, count, settings.mixture_iterations, params.seed)
-        shrunk = [fitted.shrunk(share) for share in settings.mixture_shrinkages] if count > 1 else [fitted]
-        likelihoods = [prior.condition(np.eye(n), validation, 0.0)[1].mean() for prior in shrunk]
-        found["gaussian" if count == 1 else f"mixture_{count}"] = shrunk[int(np.argmax(likelihoods))]
+        starts, shrinkages = (settings.mixture_starts, settings.mixture_shrinkages) if count > 1 else (1, [0.0])
+        fits = (
+            classical.fit_gaussian_prior(patches, basis, count, settings.mixture_iterations, params.seed + start)
+            for start in range(starts)
+        )
+        shrunk = (fitted.shrunk(share) for fitted in fits for share in shrinkages)
+        best = max(shrunk, key=lambda prior: prior.condition(np.eye(n), validation, 0.0)[1].mean())
+        found["gaussian" if count == 1 else f"mixture_{count}"] = best
     return found
 
 

@@ -9,7 +9,7 @@ from sklearn.mixture import GaussianMixture
 
 from genprior import classical
 from genprior.images import dct_basis
-from genprior.params import InputError
+from genprior.params import InputError, load_params
 from genprior.stage import write_array
 from stages import baselines
 
@@ -182,6 +182,24 @@ def test_fitted_mixture_finds_the_clusters(mixture):
     np.testing.assert_allclose(fitted.weight[order], [0.7, 0.3], atol=0.03)
     np.testing.assert_allclose(fitted.mean[order], centres, atol=0.15)
     np.testing.assert_allclose(fitted.covariance[0], np.diag(np.linspace(0.2, 1, 9) ** 2), atol=0.1)
+
+
+def test_validation_patches_choose_among_starts_and_shrinkages(values, tmp_path, monkeypatch):
+    tiny(values)["baselines"] |= {"mixture_components": [2], "mixture_starts": 3, "mixture_shrinkages": [0.0, 0.5]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+
+    def fitted(patches, basis, components, iterations, seed):
+        """Each seed's components lie around another number, too narrowly around it."""
+        mean = np.array([[seed - 1.0], [seed + 1.0]])[:components]
+        covariance = np.array([[[0.1]], [[3.0]]])[:components]
+        return classical.GaussianPrior(np.full(components, 1 / components), mean, covariance)
+
+    monkeypatch.setattr(classical, "fit_gaussian_prior", fitted)
+    validation = np.random.default_rng(9).normal(1, 1.5, (400, 1))  # as the middle start has it, shrunk
+    found = baselines.fit_mixtures(validation, validation, np.eye(1), load_params(tmp_path / "params.yaml"))
+    np.testing.assert_allclose(found["mixture_2"].mean.mean(), 1)
+    np.testing.assert_allclose(found["mixture_2"].covariance[0], 0.5 * 0.1 + 0.5 * 1.55)
+    np.testing.assert_allclose(found["gaussian"].covariance[0], 0.1)  # nothing to choose
 
 
 def test_a_mixture_of_more_components_than_there_are_patches_is_refused(values, tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """Every prior against the Gaussians over seeds: PSNR and, paired seed by seed, what each prior has over them.
 
-    dvc exp run --queue -S 'seed=0,1,2' evaluate@ae evaluate@vae evaluate@gan baselines
+    dvc exp run --queue -S 'seed=0,1,2' -S baselines.mixture_starts=3 evaluate@ae evaluate@vae evaluate@gan baselines
     dvc exp run --run-all          # ten minutes a seed
     python -m benchmarks.seeds     # writes benchmarks/seeds.md; --rev COMMIT where Git has moved on from the sweep's
 
-A seed moves everything: the patches drawn, the networks' start, the measurements and their noise, the mixtures' start.
+A seed moves everything: the patches drawn, the networks' start, the measurements and their noise, the mixtures' starts,
+of which the validation patches choose one of three.
 The better mixture is picked for each seed and problem by the truth, in the mixture's favour.
 """
 
@@ -29,17 +30,18 @@ METHODS = {
 MIXTURES = ("mixture_10.none", "mixture_50.none")
 
 
-def measured() -> pd.DataFrame:
-    """PSNR in dB of every method, a row for each problem and seed."""
+def measured() -> tuple[pd.DataFrame, int]:
+    """PSNR in dB of every method, a row for each problem and seed; how many starts the mixtures had at least."""
     found = experiments(json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json", *sys.argv[1:])), [])
-    rows = []
+    rows, starts = [], []
     for told in found.values():
-        seed, metrics = values(told["data"]["params"])["seed"], values(told["data"]["metrics"])
+        params, metrics = values(told["data"]["params"]), values(told["data"]["metrics"])
+        starts.append(params["baselines.mixture_starts"])
         for problem in load_params("params.yaml").problems:
             psnr = {name: metrics[f"{key}.{problem}.psnr_db"] for name, key in METHODS.items()}
             psnr["better mixture"] = max(metrics[f"{key}.{problem}.psnr_db"] for key in MIXTURES)
-            rows.append({"problem": problem, "seed": seed, **psnr})
-    return pd.DataFrame(rows).set_index(["problem", "seed"])
+            rows.append({"problem": problem, "seed": params["seed"], **psnr})
+    return pd.DataFrame(rows).set_index(["problem", "seed"]), min(starts)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -53,10 +55,11 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    table = measured()
+    table, starts = measured()
     parts = [
         f"# Over {table.index.unique('seed').size} seeds",
-        "PSNR in dB, mean ± standard error. Written by `python -m benchmarks.seeds`.",
+        f"PSNR in dB, mean ± standard error; each mixture the best of {starts} on validation patches. Written by "
+        "`python -m benchmarks.seeds`.",
         markdown(table),
     ]
     for rival in ("better mixture", "linear Gaussian"):

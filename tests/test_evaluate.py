@@ -1,5 +1,6 @@
 """The stage's pieces on a prior that was trained for seconds."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,17 @@ def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
     mean = evaluate.mean_of(energy, mixture, SETTINGS, 0, determined=2 / 4)
     gain = ((mode - own).square() - (mean - own).square()).flatten(1).mean(1)
     assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
+
+
+@pytest.mark.parametrize(("determined", "times"), [(0.25, 4), (0.5, 4), (0.8, 3), (1.25, 2), (2.0, 1), (12.8, 1)])
+def test_few_measurements_anneal_every_patch_and_take_more_samples(monkeypatch, determined, times):
+    def asked(energy, mixture, samples, draw, minimum_effective):
+        return samples, minimum_effective
+
+    monkeypatch.setattr(evaluate, "posterior_mean", asked)
+    samples, minimum_effective = evaluate.mean_of(None, None, SETTINGS, 0, determined)
+    assert samples == times * SETTINGS.mean_samples
+    assert minimum_effective == (math.inf if determined < 2 else 0.5)
 
 
 def test_log_likelihood_is_no_less_than_the_elbo(prior, x):

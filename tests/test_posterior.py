@@ -427,38 +427,25 @@ def test_posterior_mean_is_of_what_found_any(draw):
     torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
 
 
-class Pinned(Bumps):
-    """Gaussian posteriors, N(0, I) for the first problem, and narrow ones around (1, 0), all taken for N(0, I)."""
+@pytest.mark.parametrize(("minimum_effective", "first"), [(0.35, 0.0), (math.inf, 8.0)])
+def test_posterior_mean_weighs_what_modes_and_annealing_find(draw, monkeypatch, minimum_effective, first):
+    """Each in proportion to its evidence, of the problems whose draws are worth too little, with known samples."""
+    near = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 0.0, math.log(3), -math.inf, 0.0])
+    far = torch.tensor([10.0, 11.0, 12.0, 13.0, 14.0]), torch.tensor([math.log(4), 0.0, 0.0, 0.0, -math.inf])
+    effective = torch.tensor([0.4, 0.3, 0.1, math.nan, 0.3])
 
-    model_chunk = 8
+    def weighed(energy, mixture, draws, samples, generator):
+        return near[0][:, None, None].expand(-1, samples, 2), near[1], None, effective
 
-    def value(self, z, rows, noise=None):
-        centre = torch.stack([(rows > 0).float(), torch.zeros(len(rows))], 1)
-        return (z - centre).square().sum(1) / torch.where(rows > 0, 2 * 0.05**2, 2.0)
+    def annealed(energy, samples, *settings, **further):
+        return far[0][energy.rows, None, None].expand(-1, samples, 2), far[1][energy.rows], None
 
-    def cross(self, z, rows, noise=0.0):
-        return torch.stack([self.value(z, row.expand(len(z))) for row in rows], 1)
-
-    def model(self, z, rows):
-        return torch.zeros_like(z), torch.eye(2).expand(len(z), 2, 2)
-
-    def estimate(self, z, rows):
-        return z[:, 0].reshape(-1, 1, 1, 1)
-
-
-@pytest.mark.parametrize(("minimum_effective", "expected"), [(0.5, 2), (math.inf, 3)])
-def test_posterior_mean_anneals_where_modes_show_too_little(draw, monkeypatch, minimum_effective, expected):
-    modes, annealed = Modes(torch.zeros(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long)), []
-
-    def counted(energy, *settings, **further):
-        annealed.append(len(energy.y))
-        return annealed_smc(energy, *settings, **further)
-
-    monkeypatch.setattr("genprior.posterior.annealed_smc", counted)
-    energy = Pinned(3)
-    mean = posterior_mean(energy, laplace_mixture(energy, modes), 300, draw, minimum_effective)
-    assert annealed == [expected]
-    torch.testing.assert_close(mean.flatten(), torch.tensor([0.0, 1.0, 1.0]), rtol=0, atol=0.15)
+    monkeypatch.setattr("genprior.posterior._weigh", weighed)
+    monkeypatch.setattr("genprior.posterior.annealed_smc", annealed)
+    energy = SimpleNamespace(y=torch.zeros(5, 1), size=1, chunk=7, fades=True)
+    energy.estimate = lambda z, rows: z[:, 0].reshape(-1, 1, 1, 1)
+    mean = posterior_mean(energy, None, 6, draw, minimum_effective)
+    torch.testing.assert_close(mean.flatten(), torch.tensor([first, 6.0, 4.5, 13.0, 4.0]))
 
 
 def small_decoder(draw, k=4):

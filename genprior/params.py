@@ -360,7 +360,7 @@ class Params(Settings):
             ("evaluate.range.starts", settings.range.starts * restored * k**2),
             ("evaluate.relaxed.starts", settings.relaxed.starts * restored * k**2),
             ("evaluate.solver_patches", 16 * min(settings.solver_patches, restored) * k**2),
-            ("evaluate.mean_samples", 8 * settings.mean_samples * restored * n),
+            ("evaluate.mean_samples", 4 * settings.mean_samples * max(n, 8 * restored * k * settings.relaxed.starts)),
             ("evaluate.posterior_patches", 4 * min(settings.posterior_patches, restored) * k**2),
             ("evaluate.likelihood_patches", settings.likelihood_patches * max(4096, 4 * k**2)),
             ("evaluate.posterior_samples", settings.posterior_samples * posterior * max(n, 100 * k)),
@@ -368,7 +368,7 @@ class Params(Settings):
             ("baselines.mixture_patches", 2 * n * fitted),
             (
                 "baselines.mixture_components",
-                8 * n**2 * max(baselines.mixture_components, default=0),
+                (8 * n**2 + 10 * fitted) * max(baselines.mixture_components, default=0),  # covariances and shares
             ),
         ]
 

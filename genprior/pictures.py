@@ -95,7 +95,8 @@ def crossover_figure(
     """PSNR against the number of measurements, a line for each row of the tables.
 
     Left `ranges` in dB with, dotted, the `floors` that they cannot pass, and `beside` them some rows of `others`;
-    right all of these as differences to the first of `beside`, since they lie within few dB of each other.
+    right all of these as differences to the first of `beside`, since they lie within few dB of each other, dashed what
+    is `relaxed`, at one mode.
     """
     figure = Figure((12, 4))
     left, right = figure.subplots(1, 2)
@@ -108,7 +109,9 @@ def crossover_figure(
         if name in styles:
             colour, style = "black", {"linestyle": styles[name]}
         else:
-            colour, style = f"C{methods.index(name.split(',')[0])}", {"marker": "o", "markersize": 3}
+            one_mode = {"linestyle": "--"} if name.endswith(", relaxed") else {}
+            colour = f"C{methods.index(name.split(',')[0])}"
+            style = {"marker": "o", "markersize": 3, **one_mode}
         axis.plot(table.columns, table.loc[name], color=colour, linewidth=1.2, label=name, **style)
         return colour
 

@@ -187,14 +187,15 @@ def sample_posterior(
 
 
 def posterior_mean(
-    energy: Energy, mixture: Mixture, samples: int, generator: torch.Generator, minimum_effective: float = math.inf
+    energy: Energy, mixture: Mixture, samples: int, generator: torch.Generator, minimum_effective: float
 ) -> Tensor:
     """E[x | y], each code's E[x | y, z] averaged over samples of its posterior: (N, 1, h, w).
 
     Of weighed draws of the modes' `laplace_mixture` as it is, two for each sample, which find what is narrow, and of
     annealed samples, which find what is wide or bent; each in proportion to the evidence p(y) that it finds. A mean
-    asks less of its samples than their tails do. Problems whose draws' effective share reaches `minimum_effective` are
-    not annealed, which is for those whose measurements determine a code: else draws look effective that see one place.
+    asks less of its samples than their tails do. Problems whose draws' effective size reaches `minimum_effective` of
+    the samples are not annealed, which is for those whose measurements determine a code: else draws look effective
+    that see one place. At inf all are annealed.
     """
     near, evidence, _, effective = _weigh(energy, mixture, 2 * samples, samples, generator)
     poor = (~(effective >= minimum_effective)).nonzero().squeeze(1)  # NaN too: no sample was possible
@@ -207,9 +208,13 @@ def posterior_mean(
         share[poor] = 1 - other
         z, rows, share = torch.cat([near, far]), torch.cat([rows, poor]), torch.cat([share, other])
     counts = share > 1e-6  # what weighs nothing, and may have no image, is left out
+
+    def mean_images(z: Tensor, rows: Tensor) -> Tensor:
+        x = by_parts(energy.estimate, energy.chunk, z.flatten(0, 1), rows.repeat_interleave(samples))
+        return x.unflatten(0, z.shape[:2]).mean(1)
+
     rows = rows[counts]
-    x = by_parts(energy.estimate, energy.chunk, z[counts].flatten(0, 1), rows.repeat_interleave(samples))
-    means = share[counts, None, None, None] * x.unflatten(0, (len(rows), samples)).mean(1)
+    means = share[counts, None, None, None] * by_parts(mean_images, max(1, energy.chunk // samples), z[counts], rows)
     return means.new_zeros(len(energy.y), *means.shape[1:]).index_add(0, rows, means)
 
 

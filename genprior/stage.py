@@ -158,10 +158,12 @@ def _begin_process() -> None:
 def steps(count: int, what: str, numbers: Iterable[int] | None = None, done: int = 0) -> tqdm:
     """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers.
 
-    numbers: the steps that are left, where `done` of them are done.
+    Nothing either in one of the processes of `side_by_side`, which has a bar. numbers: the steps that are left, where
+    `done` of them are done.
     """
     numbers = range(count) if numbers is None else numbers
-    return tqdm(numbers, what, count, initial=done, disable=None, dynamic_ncols=True, mininterval=0.5)
+    quiet = None if multiprocessing.parent_process() is None else True
+    return tqdm(numbers, what, count, initial=done, disable=quiet, dynamic_ncols=True, mininterval=0.5)
 
 
 @contextmanager

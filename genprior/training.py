@@ -37,9 +37,10 @@ def logged(step: int, count: int, rows: int = 100) -> bool:
 class Checkpoint:
     """Where a stage's trainings stand, so that a killed stage goes on from there, to the bytes of an undisturbed run.
 
-    `folder` gets one file for each training of the stage, in their order: written every `every` seconds, and when that
-    training ends. Only the same run finds them again: same parameters, code (`script` and this package), `data` and its
-    device, torch and instruction set. Any other file, damaged or of another run, is passed over and overwritten.
+    `folder` gets one file for each training that is given this, in their order: written every `every` seconds, and when
+    that training ends. Only the same run finds them again: same parameters, code (`script` and this package), `data`
+    and its device, torch and instruction set. Any other file, damaged or of another run, is passed over and
+    overwritten.
     """
 
     def __init__(self, folder: str | Path, params: Params, script: str, *data: Tensor, every: float = 15.0):

@@ -46,7 +46,9 @@ def fit_mixtures(
         bar.set_postfix(components=count)
         starts, shrinkages = (settings.mixture_starts, settings.mixture_shrinkages) if count > 1 else (1, [0.0])
         fits = (
-            classical.fit_gaussian_prior(patches, basis, count, settings.mixture_iterations, params.seed + start)
+            classical.fit_gaussian_prior(
+                patches, basis, count, settings.mixture_iterations, params.seed + start, classical.contrast
+            )
             for start in range(starts)
         )
         shrunk = (fitted.shrunk(share) for fitted in fits for share in shrinkages)

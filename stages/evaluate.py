@@ -110,16 +110,17 @@ def posterior_of(energy: Energy, starts: Tensor, settings: Evaluate, seed: int) 
     return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
 
 
-def mean_of(energy: Energy, mixture: Mixture, settings: Evaluate, seed: int, determined: float) -> Tensor:
-    """The posterior mean of each patch (N, 1, h, w); determined: measurements for each number of a code, m / k.
+def mean_of(energy: Energy, mixture: Mixture, m: int, settings: Evaluate, seed: int) -> Tensor:
+    """The posterior mean of each patch (N, 1, h, w) given m numbers, from the `laplace_mixture` of its modes.
 
-    Fewer than two leave a code open. Then modes show too little of the posterior, however effective their draws look,
-    and the samples' chance costs the mean the more: every patch is annealed, with up to four times as many samples.
+    Fewer than two measurements for each number of a code leave it open. Then modes show too little of the posterior,
+    however effective their draws look, and the samples' chance costs the mean the more: every patch is annealed, with
+    up to four times as many samples.
     """
-    is_open = determined < 2
-    samples = settings.mean_samples * min(4, math.ceil(2 / determined))
+    k = mixture.centre.shape[2]
+    samples = settings.mean_samples * min(4, math.ceil(2 * k / m))
     draw = torch.Generator().manual_seed(seed)
-    return posterior_mean(energy, mixture, samples, draw, minimum_effective=math.inf if is_open else 0.5)
+    return posterior_mean(energy, mixture, samples, draw, minimum_effective=math.inf if m < 2 * k else 0.5)
 
 
 def uncertainty(energy: Energy, starts: Tensor, x: Tensor, settings: Evaluate, seed: int) -> tuple[dict, Tensor]:
@@ -203,8 +204,7 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
         own_starts, own_modes = searched(prior, in_range, solver, seed)
         row["in_range_psnr_db"] = reconstruction_measures(own, chosen(in_range, own_modes).x)["psnr_db"]
         if mixture is not None:
-            determined = problem.y[0].numel() / prior.latent_size
-            images["mean"] = mean_of(energy, mixture, settings, seed, determined)
+            images["mean"] = mean_of(energy, mixture, problem.y[0].numel(), settings, seed)
             rows["mean"] = problem.measures(x, images["mean"])
             on_few = energy_of(prior, problem.of(len(few)), constraint, settings)
             spread, samples = uncertainty(on_few, starts[:, : len(few)], few, settings, seed)
@@ -218,12 +218,16 @@ def cross_over(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
     """The errors alone, of a problem of the crossover, on the first of patches x (N, 1, h, w)."""
     few = x[: params.crossover.patches]
     (problem,) = pose({name: params.crossover_problems()[name]}, few, params.seed)
-    rows = {}
-    for constraint in ("range", "relaxed"):
-        energy = energy_of(prior, problem, constraint, params.evaluate)
-        found = restore(prior, energy, getattr(params.evaluate, constraint), params.seed)
-        rows[constraint] = reconstruction_measures(few, found.x)
-    return rows, {}
+    settings, seed = params.evaluate, params.seed
+    confined, relaxed = (energy_of(prior, problem, constraint, settings) for constraint in ("range", "relaxed"))
+    _, modes = searched(prior, relaxed, settings.relaxed, seed)
+    mixture = laplace_mixture(relaxed, modes)
+    found = {
+        "range": restore(prior, confined, settings.range, seed).x,
+        "relaxed": chosen(relaxed, modes, mixture).x,
+        "mean": mean_of(relaxed, mixture, problem.y[0].numel(), settings, seed),
+    }
+    return {constraint: reconstruction_measures(few, x) for constraint, x in found.items()}, {}
 
 
 def work(name: str, params: Params, task: str) -> Found:

@@ -89,7 +89,7 @@ def collect_table() -> pd.DataFrame:
 def check_table(table: pd.DataFrame, params: Params) -> None:
     """InputError where the table lacks a restoration that the page shows."""
     known = set(zip(table.method, table.constraint, table.problem, strict=True))
-    needed = [(name, constraint) for name in PRIORS for constraint in ("range", "relaxed")]
+    needed = [(name, constraint) for name in PRIORS for constraint in ("range", "relaxed", "mean")]
     needed += [("pca", "range"), *((name, "none") for name in ("gaussian", "lasso_dct", "minimum_norm"))]
     for method, constraint in needed:
         for problem in [*params.problems, *params.crossover_problems()]:
@@ -342,7 +342,8 @@ def write_page(
         "![PSNR against the number of measurements](crossover.png)",
         f"Compressed sensing with m of {n} measurements, {params.crossover.patches} patches, PSNR in dB, one matrix "
         "K for each m (another one moves a point at small m by up to 1 dB, Lasso's by more). Confined to "
-        "its range, a generator wins where measurements are few and stops at its representation error, dotted:",
+        "its range, a generator wins where measurements are few and stops at its representation error, dotted. Right, "
+        "dashed: a prior at its posterior's dominant mode; beside it its posterior mean.",
         markdown(curves, 2),
         "How many times as many measurements Lasso needs for the same error; empty where it has no such error within "
         "these m:",

@@ -3,19 +3,28 @@
 x̂ = x̂_G + a ⊙ (x̂_G - μ) + b in DCT coefficients: x̂_G the linear Gaussian estimate, the best that is linear in y, and
 a, b of one network of x̂_G, trained on pairs (x, K x + e) by the mean squared error: gains that follow the patch, as a
 mixture's posterior mean has them. It needs no generator and no search, and has to be trained anew for every K.
+
+Problems are solved side by side in up to `threads` processes of one thread each, on a CPU.
 """
 
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genprior.classical import fit_gaussian_prior
+from genprior.classical import GaussianPrior, fit_gaussian_prior
 from genprior.images import dct_basis
 from genprior.networks import Coefficients, mlp, tamed
 from genprior.operators import Measured, as_matrix, pose
-from genprior.params import TrainDiscriminative, load_params
+from genprior.params import Params, TrainDiscriminative, load_params
 from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
-from genprior.stage import run, set_up, write_array, write_metrics
+from genprior.stage import run, set_up, side_by_side, write_array, write_metrics
 from genprior.training import Checkpoint, cosine_adam, resumable
+
+CHECKPOINTS = Path(".checkpoints/train_discriminative")  # with a folder for each problem
 
 
 class Reconstructor(nn.Module):
@@ -82,24 +91,38 @@ def train(
     return network.eval().requires_grad_(False)
 
 
-def main() -> None:
-    params = load_params("params.yaml")
-    device = set_up(params)
+def solve(gaussian: GaussianPrior, params: Params, name: str) -> tuple[dict[str, float], np.ndarray]:
+    """Train for one of `problems` and restore its test patches: measures, and images (N, h, w); with one thread."""
+    device = set_up(params.model_copy(update={"threads": 1}))
     patches, test = load_splits("data/patches", device, ("train", "test"))
     x = draw_patches(test, params.evaluate.patches, params.seed)
-    shape = tuple(x.shape[2:])
-    flat = to_unit(patches).flatten(1).double().cpu().numpy()
-    gaussian = fit_gaussian_prior(flat, dct_basis(*shape), 1, 1, params.seed)
+    (problem,) = pose({name: params.problems[name]}, x, params.seed)
     prior = torch.from_numpy(gaussian.mean[0]), torch.from_numpy(gaussian.covariance[0])
-    checkpoint = Checkpoint(".checkpoints/train_discriminative", params, __file__, patches)
-    values, restored = {}, []
-    for problem in pose(params.problems, x, params.seed):
-        network = train(problem, patches, params.train_discriminative, prior, params.seed, checkpoint)
-        restored.append(network(problem.y.flatten(1)))
-        values[problem.name] = problem.measures(x, restored[-1])
+    number = str(list(params.problems).index(name))  # no folder for some names, and one for two, on some systems
+    checkpoint = Checkpoint(CHECKPOINTS / number, params, __file__, patches)
+    network = train(problem, patches, params.train_discriminative, prior, params.seed, checkpoint)
+    restored = network(problem.y.flatten(1))
+    return problem.measures(x, restored), restored.squeeze(1).cpu().numpy()
+
+
+def linear_gaussian(params: Params) -> GaussianPrior:
+    """One Gaussian of the training patches."""
+    (patches,) = load_splits("data/patches", "cpu", ("train",))
+    return fit_gaussian_prior(
+        to_unit(patches).flatten(1).double().numpy(), dct_basis(*patches.shape[2:]), 1, 0, params.seed
+    )
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    device = set_up(params.model_copy(update={"threads": 1}))  # as in the processes: what it writes is the same
+    processes = params.threads if device.type == "cpu" else 1
+    function = partial(solve, linear_gaussian(params), params)
+    found = side_by_side(function, list(params.problems), processes, "train_discriminative")
+    values = {name: found[name][0] for name in params.problems}
     write_metrics("metrics/train_discriminative.json", {"discriminative": {"none": values}})
-    write_array("data/reconstructions/discriminative.npy", torch.stack(restored).squeeze(2).cpu().numpy())
-    checkpoint.remove()
+    write_array("data/reconstructions/discriminative.npy", np.stack([found[name][1] for name in params.problems]))
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)
 
 
 if __name__ == "__main__":

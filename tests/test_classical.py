@@ -4,6 +4,7 @@ import yaml
 from conftest import tiny
 from scipy.stats import multivariate_normal
 from skimage.restoration import denoise_tv_chambolle
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -160,7 +161,7 @@ def test_iterations_end_with_the_first_that_gains_less_than_enough():
     share = np.eye(2)[(x[:, 0] > 0).astype(int)]
     fits = [classical.maximise_likelihood(x, share, count, 1e-3, -np.inf) for count in range(30)]
     gains = np.diff([fitted.condition(np.eye(3), x, 0.0)[1].mean() for fitted in fits])
-    last = int(np.argmax(gains < 1e-4)) + 1
+    last = int(np.argmax(np.abs(gains) < 1e-4)) + 2  # by one iteration more, which sees the likelihood of the last
     assert 1 < last < 29
     found = classical.maximise_likelihood(x, share, 500, 1e-3, 1e-4)
     np.testing.assert_array_equal(found.mean, fits[last].mean)
@@ -178,14 +179,40 @@ def test_a_component_that_nothing_is_near_to_leaves_the_others_alone():
     assert np.isfinite(classical.fit_gaussian_prior(same, np.eye(4), 3, 10, 0).covariance).all()
 
 
-def test_fitted_mixture_finds_the_clusters(mixture):
+def test_a_component_without_a_share_stays_out_of_many_dimensions():
+    x = np.random.default_rng(10).normal(size=(2000, 64)).astype(np.float32)
+    share = np.zeros((2000, 3))
+    share[:, :2] = np.eye(2)[(x[:, 0] > 0).astype(int)]
+    found = classical.maximise_likelihood(x, share, 5, 1e-3, -np.inf)
+    assert found.weight[2] < 1e-9
+    whole = np.cov(x, rowvar=False, bias=True) + 1e-3 * np.eye(64)
+    first = classical.maximise_likelihood(x, share, 0, 1e-3)
+    np.testing.assert_allclose(first.covariance[2], whole, atol=1e-5)
+    alone = classical.maximise_likelihood(x, share[:, :2], 5, 1e-3, -np.inf)
+    np.testing.assert_allclose(found.covariance[:2], alone.covariance, atol=1e-5)
+
+
+def test_patches_of_high_contrast_begin_no_component_alone():
+    """Each of ten far from all others: k-means on the coefficients themselves would make clusters of them."""
+    draw = np.random.default_rng(11)
+    x = draw.normal(size=(3000, 16))
+    x[:10] *= 30
+    share = classical.clusters(classical.contrast(x), 12, 0)
+    np.testing.assert_array_equal(share.sum(1), 1)
+    plain = KMeans(12, n_init=1, random_state=0).fit_predict(x)
+    assert np.bincount(plain, minlength=12).min() == 1
+    assert share.sum(0).min() > 1
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (0.5, 0.5)])
+def test_fitted_mixture_finds_the_clusters(weights):
     draw = np.random.default_rng(5)
-    centres = np.array([[3.0] * 9, [-3.0] * 9])
-    chosen = draw.choice(2, size=4000, p=[0.7, 0.3])
+    centres = np.outer([3, -3], dct_basis(3, 3).sum(1))  # every coefficient is 3 or -3
+    chosen = draw.choice(2, size=4000, p=weights)
     x = centres[chosen] + draw.normal(size=(4000, 9)) * np.linspace(0.2, 1, 9)
     fitted = classical.fit_gaussian_prior(x, dct_basis(3, 3), 2, 50, 0)
-    order = fitted.weight.argsort()[::-1]
-    np.testing.assert_allclose(fitted.weight[order], [0.7, 0.3], atol=0.03)
+    order = (fitted.mean @ centres[0]).argsort()[::-1]
+    np.testing.assert_allclose(fitted.weight[order], weights, atol=0.03)
     np.testing.assert_allclose(fitted.mean[order], centres, atol=0.15)
     np.testing.assert_allclose(fitted.covariance[0], np.diag(np.linspace(0.2, 1, 9) ** 2), atol=0.1)
 
@@ -194,7 +221,7 @@ def test_validation_patches_choose_among_starts_and_shrinkages(values, tmp_path,
     tiny(values)["baselines"] |= {"mixture_components": [2], "mixture_starts": 3, "mixture_shrinkages": [0.0, 0.5]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
 
-    def fitted(patches, basis, components, iterations, seed):
+    def fitted(patches, basis, components, iterations, seed, features):
         """Each seed's components lie around another number, too narrowly around it."""
         mean = np.array([[seed - 1.0], [seed + 1.0]])[:components]
         covariance = np.array([[[0.1]], [[3.0]]])[:components]

@@ -1,6 +1,7 @@
 """What a GPU computes against what the CPU does; skipped where there is none. tests/test_abuse.py runs stages there."""
 
 import copy
+import math
 from itertools import product
 
 import pytest
@@ -79,7 +80,7 @@ def test_search_evidence_and_posterior_mean(prior, params):
         starts = screen(energy, torch.randn(500, 4, generator=draw).to(energy.y.device), 2)
         modes = search(energy, starts, 40)
         depths.append(modes.energy.min(0).values.cpu())
-        means.append(posterior_mean(energy, laplace_mixture(energy, modes), 400, draw).cpu())
+        means.append(posterior_mean(energy, laplace_mixture(energy, modes), 400, draw, math.inf).cpu())
         for enough in evidences:  # importance sampling where it does, annealing everywhere
             posterior = sample_posterior(energy, modes, 200, draw, enough)
             assert posterior.images(lambda z, rows, e=energy, d=draw: e.draw(z, rows, d)).isfinite().all()
@@ -104,7 +105,7 @@ def test_training_and_inversion_give_the_same_bytes_again(patches, params, noise
         there, draw = copy.deepcopy(operator).to(device), torch.Generator().manual_seed(0)
         energy = relaxed_energy(prior, there, there.A(data[:20] / 255), 0.01)
         modes = search(energy, torch.randn(2, 20, 4, generator=draw).to(device), 20)
-        mean = posterior_mean(energy, laplace_mixture(energy, modes), 50, draw)
+        mean = posterior_mean(energy, laplace_mixture(energy, modes), 50, draw, math.inf)
         found = [*prior.state_dict().values(), modes.z, mean]
         results.append([tensor.cpu() for tensor in found])
     assert all(map(torch.equal, results[1], results[2]))

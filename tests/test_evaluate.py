@@ -128,20 +128,20 @@ def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
     mixture = evaluate.laplace_mixture(energy, modes)
     mode = evaluate.chosen(energy, modes, mixture).x
     torch.testing.assert_close(mode, evaluate.chosen(energy, modes).x, rtol=0, atol=0)  # which makes its own mixture
-    mean = evaluate.mean_of(energy, mixture, SETTINGS, 0, determined=2 / 4)
+    mean = evaluate.mean_of(energy, mixture, 2, SETTINGS, 0)
     gain = ((mode - own).square() - (mean - own).square()).flatten(1).mean(1)
     assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
 
 
-@pytest.mark.parametrize(("determined", "times"), [(0.25, 4), (0.5, 4), (0.8, 3), (1.25, 2), (2.0, 1), (12.8, 1)])
-def test_few_measurements_anneal_every_patch_and_take_more_samples(monkeypatch, determined, times):
+@pytest.mark.parametrize(("m", "times"), [(5, 4), (10, 4), (16, 3), (25, 2), (40, 1), (256, 1)])
+def test_few_measurements_anneal_every_patch_and_take_more_samples(monkeypatch, m, times):
     def asked(energy, mixture, samples, draw, minimum_effective):
         return samples, minimum_effective
 
     monkeypatch.setattr(evaluate, "posterior_mean", asked)
-    samples, minimum_effective = evaluate.mean_of(None, None, SETTINGS, 0, determined)
+    samples, minimum_effective = evaluate.mean_of(None, SimpleNamespace(centre=torch.zeros(3, 2, 20)), m, SETTINGS, 0)
     assert samples == times * SETTINGS.mean_samples
-    assert minimum_effective == (math.inf if determined < 2 else 0.5)
+    assert minimum_effective == (math.inf if m < 40 else 0.5)
 
 
 def test_log_likelihood_is_no_less_than_the_elbo(prior, x):

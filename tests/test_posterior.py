@@ -423,7 +423,7 @@ class Far(Bumps):
 
 def test_posterior_mean_is_of_what_found_any(draw):
     modes = Modes(torch.tensor([9.0, 0.0]).expand(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long))
-    mean = posterior_mean(Far(3), laplace_mixture(Far(3), modes), 200, draw)
+    mean = posterior_mean(Far(3), laplace_mixture(Far(3), modes), 200, draw, math.inf)
     torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
 
 
@@ -443,9 +443,11 @@ def test_posterior_mean_weighs_what_modes_and_annealing_find(draw, monkeypatch, 
     monkeypatch.setattr("genprior.posterior._weigh", weighed)
     monkeypatch.setattr("genprior.posterior.annealed_smc", annealed)
     energy = SimpleNamespace(y=torch.zeros(5, 1), size=1, chunk=7, fades=True)
-    energy.estimate = lambda z, rows: z[:, 0].reshape(-1, 1, 1, 1)
-    mean = posterior_mean(energy, None, 6, draw, minimum_effective)
+    sizes = []
+    energy.estimate = lambda z, rows: sizes.append(len(z)) or z[:, 0].reshape(-1, 1, 1, 1)
+    mean = posterior_mean(energy, None, 20, draw, minimum_effective)
     torch.testing.assert_close(mean.flatten(), torch.tensor([first, 6.0, 4.5, 13.0, 4.0]))
+    assert max(sizes) == 7
 
 
 def small_decoder(draw, k=4):

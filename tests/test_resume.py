@@ -1,9 +1,12 @@
 """Trainings that were interrupted go on to the bytes of undisturbed ones, and no other training's checkpoint does."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import tiny
 from safetensors.torch import save
 from test_training import NETWORK, gan_settings, vae_settings
 from torch import nn
@@ -14,6 +17,7 @@ from genprior.networks import Encoder
 from genprior.operators import pose
 from genprior.params import CompressedSensing, Residual, TrainAE, TrainDiscriminative
 from genprior.patches import to_unit
+from genprior.stage import write_array
 from genprior.training import Checkpoint, cosine_adam, fit_residual, resumable
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
@@ -110,6 +114,36 @@ def test_killed_training_resumes_to_the_same_bits(train, patches, params, tmp_pa
         assert total - resumed.done >= last - 1 - 2
         resumed.remove()
         assert not folder.exists()
+
+
+def test_networks_for_their_problems_go_on_where_they_were(values, patches, tmp_path, monkeypatch):
+    tiny(values)["extract_patches"]["patch_size"] = [8, 8]
+    values["threads"], values["train_discriminative"]["steps"] = 1, STEPS
+    names = values["problems"] = {name: values["problems"][name] for name in ("denoise", "inpaint", "cs_50")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    for split in ("train", "test"):
+        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    save, taken, last = Checkpoint.save, [], STEPS + 3
+
+    def counted(self, path, parts, rows, step):
+        save(self, path, parts, rows, step)
+        taken.append(step)
+        if len(taken) == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train_discriminative.main()
+    last = None
+    train_discriminative.main()
+    assert len(taken) == len(names) * STEPS  # none was taken twice
+    files = [Path("metrics/train_discriminative.json"), Path("data/reconstructions/discriminative.npy")]
+    found = [file.read_bytes() for file in files]
+    train_discriminative.main()
+    assert len(taken) == 2 * len(names) * STEPS  # nothing was left to go on from
+    assert found == [file.read_bytes() for file in files]
 
 
 def test_training_that_dies_again_and_again_comes_to_the_same_bits(patches, params, tmp_path):

@@ -1,4 +1,4 @@
-"""`evaluate` solves its problems in processes of their own: the same bytes from one or two, one line, and none left."""
+"""Stages solve their problems in processes of their own: the same bytes from one or two, one line, and none left."""
 
 import os
 import signal
@@ -24,33 +24,37 @@ pytestmark = pytest.mark.process
 # What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
 HEARD = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execv(sys.executable, [sys.executable, '-m', 'stages.evaluate', 'ae'])"
+    "os.execv(sys.executable, [sys.executable, '-m', *sys.argv[1:]])"
 )
 
 
 @pytest.fixture
 def stage(tmp_path, values, patches):
-    """A folder, and `start(threads, **changed)`, which evaluates an untrained autoencoder in it with these settings."""
+    """A folder, and `start(threads, command, **changed)`, which runs a stage in it with these settings of `evaluate`.
+
+    By default that evaluates an untrained autoencoder.
+    """
     (tmp_path / "data/models").mkdir(parents=True)
     torch.manual_seed(0)
     prior = Prior((8, 8), 3, [8], "silu", "dct", "plain")
     prior.coefficients.fit(to_unit(patches))
     save_prior(prior.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
-    write_array(tmp_path / "data/patches/test.npy", patches.squeeze(1).numpy())
+    for split in ("train", "test"):
+        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
     tiny(values)["extract_patches"]["patch_size"] = [8, 8]
     values["problems"] = {name: values["problems"][name] for name in ("denoise", "inpaint", "cs_50")}
 
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     started = []
 
-    def start(threads, **changed):
+    def start(threads, command="stages.evaluate ae", **changed):
         values["threads"] = threads
         values["evaluate"] |= changed
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
         with (tmp_path / "stderr").open("w") as stderr:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", HEARD],
+                    [sys.executable, "-c", HEARD, *command.split()],
                     cwd=tmp_path,
                     env=os.environ | {"PYTHONPATH": str(ROOT)},
                     stderr=stderr,
@@ -97,15 +101,17 @@ def test_a_process_has_one_thread(stage, monkeypatch):
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one process")
-def test_two_processes_write_what_one_writes(stage):
+@pytest.mark.parametrize(("command", "files"), [("stages.evaluate ae", 5), ("stages.train_discriminative", 2)])
+def test_two_processes_write_what_one_writes(stage, command, files):
     folder, start = stage
     found = []
     for threads in (1, 2):
-        assert start(threads).wait(120) == 0, (folder / "stderr").read_text()
+        assert start(threads, command).wait(120) == 0, (folder / "stderr").read_text()
+        assert not list(folder.glob(".checkpoints/*"))
         found.append(written(folder))
         for file in (*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")):
             file.unlink()
-    assert len(found[0]) == 5
+    assert len(found[0]) == files
     assert found[0] == found[1]
 
 

@@ -49,3 +49,19 @@ def test_a_solver_has_one_colour_in_every_panel(monkeypatch):
     assert len(colours) == 2
     assert colours[0] == colours[1]
     assert len(set(colours[0].values())) == 2
+
+
+def test_one_mode_of_a_prior_is_dashed_and_its_mean_has_the_same_colour(monkeypatch):
+    drawn, counts = [], [10, 25]
+    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: drawn.append(figure))
+    ranges = pd.DataFrame([[20.0, 21], [22, 23]], index=["autoencoder", "VAE"], columns=counts)
+    names = ["VAE, relaxed", "VAE, posterior mean", "linear Gaussian", "Lasso", "10 Gaussians"]
+    others = pd.DataFrame([[25.0 + i, 30 + i] for i in range(5)], index=names, columns=counts)
+    pictures.crossover_figure("nowhere.png", ranges, others, names[2:4], {"VAE": 24.0})
+    left, right = ({line.get_label(): line for line in axis.lines} for axis in drawn[0].axes)
+    mode, mean = (right[f"VAE, {kind}"] for kind in ("relaxed", "posterior mean"))
+    assert (mode.get_linestyle(), mean.get_linestyle()) == ("--", "-")
+    assert mode.get_color() == mean.get_color() == left["VAE"].get_color()
+    assert len({line.get_color() for line in (mean, left["autoencoder"], right["10 Gaussians"])}) == 3
+    np.testing.assert_allclose(mean.get_ydata(), -1)  # to the linear Gaussian
+    assert "linear Gaussian" in left

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH
+# Packages come without bytecode: it is written at the first import, or else compiled anew at every stage's start.
+unexport PYTHONDONTWRITEBYTECODE
 
 repro: .venv/ready  ## run what has changed since the last run (default)
 	dvc repro

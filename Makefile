@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH
-# Packages come without bytecode: it is written at the first import, or else compiled anew at every stage's start.
+# Packages come without bytecode. Where Python may not keep what it compiles, it does so at every stage's start.
 unexport PYTHONDONTWRITEBYTECODE
 
 repro: .venv/ready  ## run what has changed since the last run (default)

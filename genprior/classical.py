@@ -150,8 +150,9 @@ def maximise_likelihood(
 
     w_j = mean_i s_ij, μ_j and C_j the moments weighed by s_ij, C_j with `ridge` added to its diagonal; then
     s_ij = w_j N(x_i; μ_j, C_j) / Σ_l w_l N(x_i; μ_l, C_l), until the mean log-likelihood moves by less than `enough`
-    nats. scikit-learn's GaussianMixture does the same, and takes about twice as long for patches: a patch is shared by
-    one or two components, and only those of a share above 1e-8 are summed here. Dempster et al. 1977, example 4.3.
+    nats. scikit-learn's GaussianMixture does the same, and takes two to three times as long for patches: a patch is
+    shared by one or two components, and only those of a share above 1e-8 are summed here. Dempster et al. 1977,
+    example 4.3.
     """
     prior, before = _weighted_mixture(x, share, ridge), -np.inf
     for _ in range(iterations):

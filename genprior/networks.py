@@ -117,6 +117,8 @@ class Encoder(nn.Module):
     of contrast and texture is even in every coefficient. A linear path beside the network holds PCA.
     """
 
+    MOST_LOG_VARIANCE = 4.0  # far above the prior's 0; a patch unlike all others would overflow e^v, and end training
+
     def __init__(
         self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, variational: bool
     ):
@@ -134,7 +136,7 @@ class Encoder(nn.Module):
         mean = self.mean(features) + self.linear(c)
         if self.log_variance is None:
             return mean
-        return mean, self.log_variance(features)
+        return mean, self.log_variance(features).clamp_max(self.MOST_LOG_VARIANCE)
 
 
 class Decoder(nn.Module):

@@ -129,6 +129,7 @@ class _Training(Settings):
 class Residual(_Training):
     noise: Literal["dct", "modulated"]
     code_weight: NonNegative | None
+    warm_up: Share
 
 
 class TrainAE(_Training):

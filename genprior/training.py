@@ -156,6 +156,9 @@ def fit_residual(
     the training patches' where it has a plain encoder, of N(0, I) where z has that law by construction. The first alone
     would leave all to v and draw T to one point; the second alone, codes whose posterior is all spikes.
 
+    While warm_up lasts, the ELBO's KL counts for less: a code that v does not use yet would else be given up for good.
+    Bowman et al. 2016, section 3.1.
+
     patches: uint8 (N, 1, h, w); encoder: variational, in terms of z ~ N(0, I). code_weight None: T is the identity.
     """
     prior.requires_grad_(False)
@@ -174,7 +177,7 @@ def fit_residual(
         x = draw_batch(patches, settings.batch_size, generator)
         terms = elbo_terms(prior, encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
         elbo = (terms["log_likelihood"] - terms["kl"]).mean() / x[0].numel()
-        loss = -elbo
+        loss = (kl_weight(step, settings) * terms["kl"] - terms["log_likelihood"]).mean() / x[0].numel()
         if prior.flow is not None and settings.code_weight:
             if prior.is_variational:
                 codes = torch.randn(len(x), prior.latent_size, generator=generator).to(x.device)
@@ -190,6 +193,12 @@ def fit_residual(
             rows.append({"step": step + 1, "elbo": elbo.item(), "kl": terms["kl"].mean().item()})
             bar.set_postfix(elbo=f"{elbo.item():.3f}")
     return pd.DataFrame(rows)
+
+
+def kl_weight(step: int, settings: Residual, least: float = 0.25) -> float:
+    """What the KL counts in a step (from 0): it rises in a line from `least` to 1 in the first warm_up · steps."""
+    count = settings.warm_up * settings.steps
+    return least + (1 - least) * step / count if step < count else 1.0
 
 
 @torch.no_grad()

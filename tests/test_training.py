@@ -18,7 +18,7 @@ from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
 from genprior.prior import Prior, elbo_terms, load_prior, save_prior
 from genprior.quality import psnr_db, squared_mmd
 from genprior.stage import write_array
-from genprior.training import check_residual, fit_residual
+from genprior.training import check_residual, fit_residual, kl_weight
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
@@ -182,7 +182,11 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     before = {name: tensor.clone() for name, tensor in prior.decoder.state_dict().items()}
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
     curve = fit_residual(
-        prior, encoder, patches, Residual(steps=600, batch_size=128, lr=0.005, noise="dct", code_weight=0.1), 0
+        prior,
+        encoder,
+        patches,
+        Residual(steps=600, batch_size=128, lr=0.005, noise="dct", code_weight=0.1, warm_up=0.0),
+        0,
     )
     assert curve.elbo.iloc[-1] > curve.elbo.iloc[0] + 0.3
     changed = {name for name, tensor in prior.decoder.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -217,7 +221,7 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
         fitted.encoder = encoder if variational else prior.encoder
         fitted.config["encoder"] = "variational" if variational else "plain"
         steps = 1 if weight is None else 250  # there is no flow to train
-        settings = Residual(steps=steps, batch_size=128, lr=0.005, noise="dct", code_weight=weight)
+        settings = Residual(steps=steps, batch_size=128, lr=0.005, noise="dct", code_weight=weight, warm_up=0.0)
         curve = fit_residual(fitted, encoder, patches, settings, 0)
         if weight is None:
             assert fitted.flow is None
@@ -233,12 +237,43 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
         assert densities[2] > standard + 0.1  # of these codes, which are no Gaussian, and not of draws of one
 
 
+def test_warm_up_lets_codes_say_more_until_it_ends(patches):
+    """The KL's weight rises from a quarter to 1; in a quarter of the steps, before it ends, codes carry more for it."""
+    torch.manual_seed(0)
+    prior, _ = train_ae.train(
+        patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005, code_components=1), 0
+    )
+    start = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    carried = []
+    for warm_up in (0.0, 1.0):
+        settings = Residual(steps=200, batch_size=128, lr=0.005, noise="dct", code_weight=None, warm_up=warm_up)
+        prior.load_state_dict(start)
+        torch.manual_seed(0)
+        encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
+        curve = fit_residual(prior, encoder, patches, settings, 0)
+        carried.append(curve.kl[curve.step.between(30, 80)].mean())
+    assert carried[1] > carried[0] + 0.5
+    half, none = (settings.model_copy(update={"warm_up": share}) for share in (0.5, 0.0))
+    weights = [kl_weight(step, half) for step in (0, 50, 99, 100, 199)]
+    assert weights == pytest.approx([0.25, 0.625, 0.9925, 1.0, 1.0])
+    assert kl_weight(0, none) == 1.0
+
+
+def test_patch_that_no_training_showed_keeps_the_elbo_finite(patches):
+    """e^v of its variances would overflow, and one such patch end a training."""
+    prior = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
+    prior.coefficients.fit(to_unit(patches))
+    prior.encoder.log_variance.bias.data.fill_(1000.0)
+    for term in elbo_terms(prior, prior.encoder, to_unit(patches[:5]), torch.randn(5, 4)).values():
+        assert term.isfinite().all()
+
+
 def test_residual_model_takes_gains(patches, tmp_path):
     """They begin at 1, are trained, and are in the file."""
     torch.manual_seed(0)
     prior = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
     prior.coefficients.fit(to_unit(patches))
-    settings = Residual(steps=20, batch_size=64, lr=0.01, noise="modulated", code_weight=None)
+    settings = Residual(steps=20, batch_size=64, lr=0.01, noise="modulated", code_weight=None, warm_up=0.0)
     fit_residual(prior, prior.encoder, patches, settings, 0)
     z = torch.randn(5, 4)
     gains = prior.moments(z)[2]

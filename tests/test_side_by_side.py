@@ -116,7 +116,7 @@ def test_two_processes_write_what_one_writes(stage, command, files):
 
 
 AT_WORK = 6  # seconds of the processor; imports take three
-LONG = {"patches": 300, "mean_samples": 1500, "relaxed": {"starts": 4, "iterations": 200}}  # minutes
+LONG = {"patches": 300, "mean_samples": 1500, "posterior_patches": 300, "posterior_samples": 1500}  # minutes
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def autoencoder(patches, checkpoint):
         patches, patches, NETWORK, TrainAE(steps=STEPS, batch_size=32, lr=0.01, code_components=1), 0, checkpoint
     )
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
-    settings = Residual(steps=STEPS, batch_size=32, lr=0.01, noise="dct", code_weight=0.1, warm_up=0.0)
+    settings = Residual(steps=STEPS, batch_size=32, lr=0.01, noise="dct", code_weight=0.1, warm_up=0.5)
     residual_curve = fit_residual(prior, encoder, patches, settings, 0, checkpoint)
     return [prior, encoder], [curve, residual_curve]
 

@@ -172,6 +172,14 @@ def lower_bounds(prior: Prior, x: Tensor, draws: int, seed: int) -> dict[str, fl
     return {"elbo": log_weight.mean().item() / n, "importance_bound": bound.mean().item() / n}
 
 
+def own_truths(prior: Prior, count: int, seed: int, residual: bool) -> Tensor:
+    """Patches that the prior itself draws, (count, 1, h, w), from a stream of their own.
+
+    Drawn with `seed`, as `starting_codes` are, they would hand their codes to the search that is to find them.
+    """
+    return prior.sample(count, torch.Generator().manual_seed(seed + 2), residual)
+
+
 def picture_rows(samples: Tensor) -> Tensor:
     """What the report shows of a posterior (N, S, h, w): four samples, their mean, their standard deviation."""
     return torch.cat([samples[:, :4], samples.mean(1, keepdim=True), samples.std(1, keepdim=True)], 1)
@@ -198,7 +206,7 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
         images[constraint] = found.x
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
-        own = prior.sample(len(few), torch.Generator().manual_seed(seed), constraint == "relaxed")
+        own = own_truths(prior, len(few), seed, constraint == "relaxed")
         (on_own,) = pose(posed, own, seed)
         in_range = energy_of(prior, on_own, constraint, settings)
         own_starts, own_modes = searched(prior, in_range, solver, seed)

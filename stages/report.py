@@ -302,9 +302,9 @@ def write_page(
         "## Samples",
         "![Samples of every prior beside real patches](samples.png)",
         "Each set against real training patches; the first line is what another set of real patches gets. "
-        "Precision, recall and coverage (with its standard error): higher is better; density: near 1; the floor is the "
-        "aim. A prior's plain line is its range, G(z) alone; `relaxed` draws from the residual model too: "
-        "noise of variance v(z), and for autoencoder and GAN the codes at which photographs lie.",
+        "It is the aim: precision or density above it, with little recall, is of samples that crowd where patches are "
+        "dense; coverage has its standard error. A prior's plain line is its range, G(z) alone; `relaxed` draws from "
+        "the residual model too: noise of variance v(z), for autoencoder and GAN at the codes where photographs lie.",
         markdown(by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"]), 4),
         "Squared MMD (0 on average for two sets of one distribution) with the p-value of a permutation test, sliced "
         "Wasserstein distance, power above half of all spatial frequencies against real patches' in dB (0: as sharp; "
@@ -342,8 +342,8 @@ def write_page(
         "![PSNR against the number of measurements](crossover.png)",
         f"Compressed sensing with m of {n} measurements, {params.crossover.patches} patches, PSNR in dB, one matrix "
         "K for each m (another one moves a point at small m by up to 1 dB, Lasso's by more). Confined to "
-        "its range, a generator wins where measurements are few and stops at its representation error, dotted. Right, "
-        "dashed: a prior at its posterior's dominant mode; beside it its posterior mean.",
+        "its range, a generator can beat Lasso where measurements are few, and never its representation error, dotted. "
+        "Right, dashed: a prior at its posterior's dominant mode; beside it its posterior mean.",
         markdown(curves, 2),
         "How many times as many measurements Lasso needs for the same error; empty where it has no such error within "
         "these m:",

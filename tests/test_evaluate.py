@@ -88,8 +88,14 @@ def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, proble
         assert reconstruction_measures(x, found.x)["mse"] >= best
 
 
+def test_no_search_starts_at_the_code_of_a_truth_that_the_prior_drew(prior):
+    own = evaluate.own_truths(prior, 10, 0, residual=False).flatten(1)
+    starts = prior.decode(evaluate.starting_codes(prior, evaluate.SCREENED, 1, 0).squeeze(1)).flatten(1)
+    assert torch.cdist(own, starts, compute_mode="donot_use_mm_for_euclid_dist").min() > 1e-3
+
+
 def test_truths_in_the_range_are_found_to_the_noise(prior, problems):
-    own = prior.sample(16, torch.Generator().manual_seed(0), residual=False)
+    own = evaluate.own_truths(prior, 16, 0, residual=False)
     for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):
         energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
         found = evaluate.restore(prior, energy, SETTINGS.range, 0)

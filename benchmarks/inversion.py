@@ -27,7 +27,7 @@ from genprior.patches import draw_patches, load_patches
 from genprior.pictures import objective_figure
 from genprior.posterior import ANNEALED, log_joint, sample_posterior
 from genprior.prior import Prior, load_prior
-from genprior.stage import set_up, write_text
+from genprior.stage import set_up, stream, write_text
 from stages.evaluate import starting_codes
 
 PROBLEMS = ("cs_50", "inpaint", "super_resolution")
@@ -214,7 +214,7 @@ def main() -> None:
     rows = []
     for name in ("ae", "vae", "gan"):
         prior = load_prior(f"data/models/{name}.safetensors", device)
-        starts = starting_codes(prior, 10, len(x), params.seed)
+        starts = starting_codes(prior, 10, len(x), stream(params.seed, "starts"))
         for problem in problems:
             measured = (problem.operator, problem.y, problem.sigma)
             energies = {

@@ -5,7 +5,6 @@ with the same K for the whole batch. deepinv's physics have this interface. Nois
 the units of y.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,6 +17,7 @@ from torch.nn.functional import avg_pool2d
 
 from genprior.params import Problem
 from genprior.quality import reconstruction_measures
+from genprior.stage import stream
 
 
 class LinearOperator(Protocol):
@@ -250,13 +250,8 @@ def pose(problems: dict[str, Problem], x: Tensor, seed: int) -> list[Measured]:
     """
     measured = []
     for name, problem in problems.items():
-        operator = build_operator(problem, tuple(x.shape[2:]), _generator(seed, name)).to(x.device)
+        operator = build_operator(problem, tuple(x.shape[2:]), stream(seed, name)).to(x.device)
         clean = operator.A(x)
-        noise = torch.randn(clean.shape, generator=_generator(seed, f"{name}/noise/{len(x)}")).to(x.device)
+        noise = torch.randn(clean.shape, generator=stream(seed, f"{name}/noise/{len(x)}")).to(x.device)
         measured.append(Measured(name, operator, problem.sigma, clean + problem.sigma * noise))
     return measured
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,6 +1,7 @@
 """How a stage starts and ends: parameters, seed, device; outputs written whole; errors in one line."""
 
 import ctypes
+import hashlib
 import io
 import json
 import math
@@ -86,6 +87,17 @@ def set_up(params: Params) -> "torch.device":
     if params.device == "cuda" and not found:
         raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
     return torch.device("cuda" if found else "cpu")
+
+
+def stream(seed: int, purpose: str) -> "torch.Generator":
+    """Random numbers for one purpose, the same for whoever asks; other purposes and seeds get independent ones.
+
+    What must not know of each other, say the starts of a search and the truths that it is to find, never shares them.
+    """
+    import torch
+
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _keep_freed_memory() -> None:

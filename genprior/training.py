@@ -176,7 +176,6 @@ def fit_residual(
     for step in (bar := resumable(settings.steps, "residual", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
         terms = elbo_terms(prior, encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
-        elbo = (terms["log_likelihood"] - terms["kl"]).mean() / x[0].numel()
         loss = (kl_weight(step, settings) * terms["kl"] - terms["log_likelihood"]).mean() / x[0].numel()
         if prior.flow is not None and settings.code_weight:
             if prior.is_variational:
@@ -190,8 +189,9 @@ def fit_residual(
         optimizer.step()
         schedule.step()
         if logged(step, settings.steps):
-            rows.append({"step": step + 1, "elbo": elbo.item(), "kl": terms["kl"].mean().item()})
-            bar.set_postfix(elbo=f"{elbo.item():.3f}")
+            elbo = (terms["log_likelihood"] - terms["kl"]).mean().item() / x[0].numel()
+            rows.append({"step": step + 1, "elbo": elbo, "kl": terms["kl"].mean().item()})
+            bar.set_postfix(elbo=f"{elbo:.3f}")
     return pd.DataFrame(rows)
 
 

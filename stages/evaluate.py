@@ -10,6 +10,7 @@ threads idle.
 import math
 import sys
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from genprior.posterior import (
 )
 from genprior.prior import Prior, load_prior
 from genprior.quality import interval_coverage, reconstruction_measures
-from genprior.stage import run, set_up, side_by_side, write_array, write_metrics
+from genprior.stage import run, set_up, side_by_side, stream, write_array, write_metrics
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
 SCREENED = 2048  # draws from the prior among which a relaxed search finds its starts
@@ -47,18 +48,18 @@ def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evalua
     return relaxed_energy(prior, problem.operator, problem.y, problem.sigma)
 
 
-def starting_codes(prior: Prior, count: int, patches: int, seed: int) -> Tensor:
+def starting_codes(prior: Prior, count: int, patches: int, draw: torch.Generator) -> Tensor:
     """The prior's centre, then draws from it, for each patch: (count, patches, k)."""
-    starts = torch.randn(count, patches, prior.latent_size, generator=torch.Generator().manual_seed(seed))
+    starts = torch.randn(count, patches, prior.latent_size, generator=draw)
     starts[0] = 0
     return starts.to(prior.code_mean.device)
 
 
-def starts_of(prior: Prior, energy: Energy, count: int, seed: int, deepest: bool = False) -> Tensor:
+def starts_of(prior: Prior, energy: Energy, count: int, draw: torch.Generator, deepest: bool = False) -> Tensor:
     """Where the search of an energy begins; relaxed, what `screen` keeps of many draws: (count, N, k)."""
     if isinstance(energy, RangeEnergy):
-        return starting_codes(prior, count, len(energy.y), seed)
-    return screen(energy, starting_codes(prior, SCREENED, 1, seed).squeeze(1), count, deepest=deepest)
+        return starting_codes(prior, count, len(energy.y), draw)
+    return screen(energy, starting_codes(prior, SCREENED, 1, draw).squeeze(1), count, deepest=deepest)
 
 
 def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
@@ -68,29 +69,35 @@ def find_modes(energy: Energy, starts: Tensor, iterations: int) -> Modes:
     return search(energy, starts, iterations, audition=iterations)
 
 
-def searched(prior: Prior, energy: Energy, solver: Search, seed: int) -> tuple[Tensor, Modes]:
-    """Starts (S, N, k), and where searches from the first `solver.starts` of them ended.
+class Restored(NamedTuple):
+    """Patches restored from one problem: starts (S, N, k) of its searches, their modes, the chosen codes and images.
 
-    Relaxed, there are no fewer than `POSTERIOR_STARTS`, which `posterior_of` goes on with.
+    Relaxed, with the modes' `laplace_mixture`.
     """
-    fewest = 0 if isinstance(energy, RangeEnergy) else POSTERIOR_STARTS
-    starts = starts_of(prior, energy, max(solver.starts, fewest), seed)
-    return starts, find_modes(energy, starts[: solver.starts], solver.iterations)
+
+    starts: Tensor
+    modes: Modes
+    chosen: Inversion
+    mixture: Mixture | None
 
 
-def chosen(energy: Energy, modes: Modes, mixture: Mixture | None = None) -> Inversion:
-    """The code and image of each patch: the deepest mode, relaxed the dominant one."""
-    return modes.best(energy) if isinstance(energy, RangeEnergy) else dominant(energy, modes, mixture)
+def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Restored:
+    """Restore each patch by the deepest mode that `solver` finds, relaxed by the dominant one.
 
-
-def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Inversion:
-    """The code and image of each patch, with so many starts and iterations."""
-    return chosen(energy, searched(prior, energy, solver, seed)[1])
+    Relaxed, there are no fewer than `POSTERIOR_STARTS` starts, which `posterior_of` goes on with.
+    """
+    confined = isinstance(energy, RangeEnergy)
+    starts = starts_of(prior, energy, max(solver.starts, 0 if confined else POSTERIOR_STARTS), stream(seed, "starts"))
+    modes = find_modes(energy, starts[: solver.starts], solver.iterations)
+    if confined:
+        return Restored(starts, modes, modes.best(energy), None)
+    mixture = laplace_mixture(energy, modes)
+    return Restored(starts, modes, dominant(energy, modes, mixture), mixture)
 
 
 def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
     """The best G(z) for the true patches: what the range of G cannot reach is the chapter's bias."""
-    starts = starting_codes(prior, settings.range.starts, len(x), seed)
+    starts = starting_codes(prior, settings.range.starts, len(x), stream(seed, "starts"))
     if prior.encoder is not None:
         starts = torch.cat([starts, prior.encode(x)[None]])
     energy = RangeEnergy(prior.decode, Identity(), x, REPRESENTATION_SIGMA, 0.0)
@@ -99,7 +106,7 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
 
 def solver_gap(prior: Prior, energy: Energy, lowest: Tensor, seed: int) -> float:
     """Nats by which a far longer search ends below each problem's lowest energy so far (N,), on average; >= 0."""
-    starts = starts_of(prior, energy, 16, seed + 1, deepest=True)
+    starts = starts_of(prior, energy, 16, stream(seed, "longer search"), deepest=True)
     longer = search(energy, starts, 150, audition=150).energy.min(0).values
     return (lowest - torch.minimum(lowest, longer)).mean().item()
 
@@ -107,7 +114,7 @@ def solver_gap(prior: Prior, energy: Energy, lowest: Tensor, seed: int) -> float
 def posterior_of(energy: Energy, starts: Tensor, settings: Evaluate, seed: int) -> Posterior:
     """Samples of the posterior of an energy's problems, from the modes of the first of starts (S, N, k)."""
     modes = find_modes(energy, starts[:POSTERIOR_STARTS], settings.relaxed.iterations)
-    return sample_posterior(energy, modes, settings.posterior_samples, torch.Generator().manual_seed(seed))
+    return sample_posterior(energy, modes, settings.posterior_samples, stream(seed, "posterior"))
 
 
 def mean_of(energy: Energy, mixture: Mixture, m: int, settings: Evaluate, seed: int) -> Tensor:
@@ -119,7 +126,7 @@ def mean_of(energy: Energy, mixture: Mixture, m: int, settings: Evaluate, seed: 
     """
     k = mixture.centre.shape[2]
     samples = settings.mean_samples * min(4, math.ceil(2 * k / m))
-    draw = torch.Generator().manual_seed(seed)
+    draw = stream(seed, "posterior mean")
     return posterior_mean(energy, mixture, samples, draw, minimum_effective=math.inf if m < 2 * k else 0.5)
 
 
@@ -129,8 +136,8 @@ def uncertainty(energy: Energy, starts: Tensor, x: Tensor, settings: Evaluate, s
     starts: of the searches for modes, (4 or more, N, k).
     """
     posterior = posterior_of(energy, starts, settings, seed)
-    generator = torch.Generator().manual_seed(seed)
-    samples = posterior.images(lambda z, rows: energy.draw(z, rows, generator))
+    draw = stream(seed, "posterior images")
+    samples = posterior.images(lambda z, rows: energy.draw(z, rows, draw))
     found = {
         "coverage_50": interval_coverage(samples, x.squeeze(1), 0.5),
         "coverage_90": interval_coverage(samples, x.squeeze(1), 0.9),
@@ -143,7 +150,8 @@ def uncertainty(energy: Energy, starts: Tensor, x: Tensor, settings: Evaluate, s
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     energy = relaxed_energy(prior, Identity(), x, 0.0)
-    posterior = posterior_of(energy, starts_of(prior, energy, POSTERIOR_STARTS, seed), settings, seed)
+    starts = starts_of(prior, energy, POSTERIOR_STARTS, stream(seed, "starts"))
+    posterior = posterior_of(energy, starts, settings, seed)
     n = x[0].numel()
     per_pixel = posterior.log_evidence / n
     return {
@@ -163,21 +171,13 @@ def lower_bounds(prior: Prior, x: Tensor, draws: int, seed: int) -> dict[str, fl
     """
     mean, log_variance = prior.encoder(x)
     energy = relaxed_energy(prior, Identity(), x, 0.0)
-    noise = torch.randn(len(x), draws, mean.shape[1], generator=torch.Generator().manual_seed(seed)).to(mean)
+    noise = torch.randn(len(x), draws, mean.shape[1], generator=stream(seed, "lower bounds")).to(mean)
     z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise
     log_q = -0.5 * (noise.square() + log_variance[:, None] + LOG_2_PI).sum(2)
     log_weight = log_joint(energy, z) - log_q
     bound = log_weight.logsumexp(1) - math.log(draws)
     n = x[0].numel()
     return {"elbo": log_weight.mean().item() / n, "importance_bound": bound.mean().item() / n}
-
-
-def own_truths(prior: Prior, count: int, seed: int, residual: bool) -> Tensor:
-    """Patches that the prior itself draws, (count, 1, h, w), from a stream of their own.
-
-    Drawn with `seed`, as `starting_codes` are, they would hand their codes to the search that is to find them.
-    """
-    return prior.sample(count, torch.Generator().manual_seed(seed + 2), residual)
 
 
 def picture_rows(samples: Tensor) -> Tensor:
@@ -196,46 +196,43 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
     rows, images = {}, {}
     for constraint in ("range", "relaxed"):
         energy, solver = energy_of(prior, problem, constraint, settings), getattr(settings, constraint)
-        starts, modes = searched(prior, energy, solver, seed)
-        mixture = None if constraint == "range" else laplace_mixture(energy, modes)
-        found = chosen(energy, modes, mixture)
-        row = rows[constraint] = problem.measures(x, found.x)
-        row["converged"] = found.status.count(CONVERGED) / len(x)
+        found = restore(prior, energy, solver, seed)
+        images[constraint] = found.chosen.x
+        row = rows[constraint] = problem.measures(x, found.chosen.x)
+        row["converged"] = found.chosen.status.count(CONVERGED) / len(x)
         checked = energy_of(prior, problem.of(settings.solver_patches), constraint, settings)
-        row["solver_gap"] = solver_gap(prior, checked, modes.energy.min(0).values[: len(checked.y)], seed)
-        images[constraint] = found.x
+        row["solver_gap"] = solver_gap(prior, checked, found.modes.energy.min(0).values[: len(checked.y)], seed)
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
-        own = own_truths(prior, len(few), seed, constraint == "relaxed")
+        own = prior.sample(len(few), stream(seed, "control"), constraint == "relaxed")
         (on_own,) = pose(posed, own, seed)
         in_range = energy_of(prior, on_own, constraint, settings)
-        own_starts, own_modes = searched(prior, in_range, solver, seed)
-        row["in_range_psnr_db"] = reconstruction_measures(own, chosen(in_range, own_modes).x)["psnr_db"]
-        if mixture is not None:
-            images["mean"] = mean_of(energy, mixture, problem.y[0].numel(), settings, seed)
+        found_own = restore(prior, in_range, solver, seed)
+        row["in_range_psnr_db"] = reconstruction_measures(own, found_own.chosen.x)["psnr_db"]
+        if found.mixture is not None:
+            images["mean"] = mean_of(energy, found.mixture, problem.y[0].numel(), settings, seed)
             rows["mean"] = problem.measures(x, images["mean"])
             on_few = energy_of(prior, problem.of(len(few)), constraint, settings)
-            spread, samples = uncertainty(on_few, starts[:, : len(few)], few, settings, seed)
+            spread, samples = uncertainty(on_few, found.starts[:, : len(few)], few, settings, seed)
             images["posterior"] = picture_rows(samples)
-            in_range_spread, _ = uncertainty(in_range, own_starts, own, settings, seed)
+            in_range_spread, _ = uncertainty(in_range, found_own.starts, own, settings, seed)
             row.update(spread, **{f"in_range_{measure}": value for measure, value in in_range_spread.items()})
-    return rows, {kind: found.squeeze(1).cpu().numpy() for kind, found in images.items()}
+    return rows, {kind: image.squeeze(1).cpu().numpy() for kind, image in images.items()}
 
 
 def cross_over(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
     """The errors alone, of a problem of the crossover, on the first of patches x (N, 1, h, w)."""
-    few = x[: params.crossover.patches]
-    (problem,) = pose({name: params.crossover_problems()[name]}, few, params.seed)
-    settings, seed = params.evaluate, params.seed
-    confined, relaxed = (energy_of(prior, problem, constraint, settings) for constraint in ("range", "relaxed"))
-    _, modes = searched(prior, relaxed, settings.relaxed, seed)
-    mixture = laplace_mixture(relaxed, modes)
-    found = {
-        "range": restore(prior, confined, settings.range, seed).x,
-        "relaxed": chosen(relaxed, modes, mixture).x,
-        "mean": mean_of(relaxed, mixture, problem.y[0].numel(), settings, seed),
-    }
-    return {constraint: reconstruction_measures(few, x) for constraint, x in found.items()}, {}
+    few, settings, seed = x[: params.crossover.patches], params.evaluate, params.seed
+    (problem,) = pose({name: params.crossover_problems()[name]}, few, seed)
+    rows = {}
+    for constraint in ("range", "relaxed"):
+        energy = energy_of(prior, problem, constraint, settings)
+        found = restore(prior, energy, getattr(settings, constraint), seed)
+        rows[constraint] = reconstruction_measures(few, found.chosen.x)
+        if found.mixture is not None:
+            mean = mean_of(energy, found.mixture, problem.y[0].numel(), settings, seed)
+            rows["mean"] = reconstruction_measures(few, mean)
+    return rows, {}
 
 
 def work(name: str, params: Params, task: str) -> Found:

@@ -12,7 +12,9 @@ from genprior.inversion import CONVERGED
 from genprior.operators import Identity, pose
 from genprior.params import Evaluate, Network, Search, TrainVAE
 from genprior.patches import to_unit
+from genprior.posterior import dominant
 from genprior.quality import reconstruction_measures
+from genprior.stage import stream
 from stages import evaluate, train_vae
 
 SETTINGS = Evaluate(
@@ -54,7 +56,7 @@ def test_relaxed_restores_better_than_its_range_does(prior, x, problems):
         error = {}
         for constraint in ("range", "relaxed"):
             energy = evaluate.energy_of(prior, problem, constraint, SETTINGS)
-            found = evaluate.restore(prior, energy, getattr(SETTINGS, constraint), 0)
+            found = evaluate.restore(prior, energy, getattr(SETTINGS, constraint), 0).chosen
             error[constraint] = problem.measures(x, found.x)["mse"]
         assert error["relaxed"] < error["range"]
 
@@ -64,41 +66,59 @@ def test_solver_gap_falls_with_iterations_and_starts(prior, x, problems):
         energy = evaluate.energy_of(prior, pose(problems, x[:16], 0)[3], constraint, SETTINGS)
         gaps = []
         for starts, iterations in ((1, 1), (8, 60)):
-            _, modes = evaluate.searched(prior, energy, Search(starts=starts, iterations=iterations), 0)
+            modes = evaluate.restore(prior, energy, Search(starts=starts, iterations=iterations), 0).modes
             gaps.append(evaluate.solver_gap(prior, energy, modes.energy.min(0).values, 0))
         assert gaps[0] > 0.1
         assert 0 <= gaps[1] < gaps[0] / 2
 
 
-def test_range_takes_the_deepest_mode_and_relaxed_the_dominant(prior, x, problems, monkeypatch):
+def test_range_takes_the_deepest_mode_and_relaxed_the_dominant(prior, x, problems):
     problem, found = pose(problems, x, 0)[3], {}
-    monkeypatch.setattr(evaluate, "dominant", lambda energy, modes, mixture: modes)
     for constraint in ("range", "relaxed"):
         energy = evaluate.energy_of(prior, problem, constraint, SETTINGS)
         found[constraint] = evaluate.restore(prior, energy, Search(starts=4, iterations=20), 0)
-    assert found["range"].z.shape == (len(x), 4)
-    assert found["relaxed"].z.shape == (4, len(x), 4)  # all four starts to the end, for `dominant` to choose from
+    confined, relaxed = found["range"], found["relaxed"]
+    assert torch.equal(confined.chosen.energy, confined.modes.energy.min(0).values)
+    assert relaxed.modes.z.shape == (4, len(x), 4)  # all four starts to the end, for `dominant` to choose from
+    of_dominant = dominant(energy, relaxed.modes)  # which makes its own mixture
+    torch.testing.assert_close(relaxed.chosen.x, of_dominant.x, rtol=0, atol=0)
+    assert (relaxed.chosen.energy > relaxed.modes.energy.min(0).values).any()
 
 
 def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, problems):
     best = reconstruction_measures(x, evaluate.represent(prior, x, SETTINGS, 0).x)["mse"]
     for problem in pose(problems, x, 0):
         energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
-        found = evaluate.restore(prior, energy, SETTINGS.range, 0)
+        found = evaluate.restore(prior, energy, SETTINGS.range, 0).chosen
         assert reconstruction_measures(x, found.x)["mse"] >= best
 
 
-def test_no_search_starts_at_the_code_of_a_truth_that_the_prior_drew(prior):
-    own = evaluate.own_truths(prior, 10, 0, residual=False).flatten(1)
-    starts = prior.decode(evaluate.starting_codes(prior, evaluate.SCREENED, 1, 0).squeeze(1)).flatten(1)
-    assert torch.cdist(own, starts, compute_mode="donot_use_mm_for_euclid_dist").min() > 1e-3
+def test_truths_of_the_control_are_no_draws_of_a_search(prior, x, params, monkeypatch):
+    """A search that is handed a truth's code as a start finds it, and the control shows nothing."""
+    seeds = {"starts": set(), "truths": set()}
+
+    def starting_codes(prior, count, patches, draw):
+        seeds["starts"].add(draw.initial_seed())
+        return codes(prior, count, patches, draw)
+
+    def sample(count, draw, residual):
+        seeds["truths"].add(draw.initial_seed())
+        return samples(count, draw, residual)
+
+    codes, samples = evaluate.starting_codes, prior.sample
+    monkeypatch.setattr(evaluate, "starting_codes", starting_codes)
+    monkeypatch.setattr(prior, "sample", sample)
+    evaluate.solve(prior, x, "cs_25", params.model_copy(update={"evaluate": SETTINGS}))
+    assert seeds["starts"]
+    assert seeds["truths"]
+    assert not seeds["starts"] & seeds["truths"]
 
 
 def test_truths_in_the_range_are_found_to_the_noise(prior, problems):
-    own = evaluate.own_truths(prior, 16, 0, residual=False)
+    own = prior.sample(16, stream(0, "control"), residual=False)
     for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):
         energy = evaluate.energy_of(prior, problem, "range", SETTINGS)
-        found = evaluate.restore(prior, energy, SETTINGS.range, 0)
+        found = evaluate.restore(prior, energy, SETTINGS.range, 0).chosen
         assert problem.measures(own, found.x)["residual_over_sigma"] == pytest.approx(1, abs=0.15)
         assert reconstruction_measures(own, found.x)["psnr_db"] > 38
 
@@ -109,7 +129,7 @@ def test_weight_of_the_latent_prior_pulls_codes_to_the_centre(prior, x, problems
     for weight in (1e-6, 1e-3, 1.0):
         settings = SETTINGS.model_copy(update={"latent_weight": weight})
         energy = evaluate.energy_of(prior, problem, "range", settings)
-        norms.append(evaluate.restore(prior, energy, settings.range, 0).z.norm().item())
+        norms.append(evaluate.restore(prior, energy, settings.range, 0).chosen.z.norm().item())
     assert norms[0] > norms[1] > norms[2]
 
 
@@ -117,7 +137,7 @@ def test_credible_intervals_on_truths_from_the_prior(prior, params):
     own = prior.sample(48, torch.Generator().manual_seed(3), residual=True)
     problem = pose({"cs_25": params.problems["cs_25"]}, own, 0)[0]
     energy = evaluate.energy_of(prior, problem, "relaxed", SETTINGS)
-    starts = evaluate.starts_of(prior, energy, 4, 0)
+    starts = evaluate.starts_of(prior, energy, 4, stream(0, "starts"))
     found, samples = evaluate.uncertainty(energy, starts, own, SETTINGS, 0)
     assert samples.shape == (48, 200, 8, 8)
     assert found["coverage_90"] == pytest.approx(0.9, abs=0.05)
@@ -130,12 +150,9 @@ def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
     # two numbers about four codes: the posterior is wide and bent
     few = params.problems["cs_10"].model_copy(update={"measurements": 2})
     energy = evaluate.energy_of(prior, pose({"cs_2": few}, own, 0)[0], "relaxed", SETTINGS)
-    _, modes = evaluate.searched(prior, energy, SETTINGS.relaxed, 0)
-    mixture = evaluate.laplace_mixture(energy, modes)
-    mode = evaluate.chosen(energy, modes, mixture).x
-    torch.testing.assert_close(mode, evaluate.chosen(energy, modes).x, rtol=0, atol=0)  # which makes its own mixture
-    mean = evaluate.mean_of(energy, mixture, 2, SETTINGS, 0)
-    gain = ((mode - own).square() - (mean - own).square()).flatten(1).mean(1)
+    found = evaluate.restore(prior, energy, SETTINGS.relaxed, 0)
+    mean = evaluate.mean_of(energy, found.mixture, 2, SETTINGS, 0)
+    gain = ((found.chosen.x - own).square() - (mean - own).square()).flatten(1).mean(1)
     assert gain.mean() > 2 * gain.std() / len(gain) ** 0.5
 
 

@@ -6,7 +6,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from genprior.params import InputError
-from genprior.stage import read_array, run, set_up, whole_file, write_array, write_metrics
+from genprior.stage import read_array, run, set_up, stream, whole_file, write_array, write_metrics
 
 
 def test_metrics_are_rounded_sorted_and_nested(tmp_path):
@@ -19,6 +19,13 @@ def test_a_metric_that_is_not_finite_is_refused_by_name(tmp_path, value):
     with pytest.raises(InputError, match=r"m\.a\.b"):
         write_metrics(tmp_path / "m.json", {"a": {"b": value}})
     assert not list(tmp_path.iterdir())
+
+
+def test_streams_are_the_same_for_one_purpose_and_independent_for_two():
+    draws = {key: torch.randn(10_000, generator=stream(*key)) for key in [(0, "a"), (0, "b"), (1, "a"), (1, "b")]}
+    assert torch.equal(draws[0, "a"], torch.randn(10_000, generator=stream(0, "a")))
+    correlation = torch.corrcoef(torch.stack(list(draws.values()))) - torch.eye(4)
+    assert correlation.abs().max() < 0.04  # four of its standard errors
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -20,13 +20,25 @@ def tikhonov(matrix: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
     return np.linalg.solve(gram, y.T).T @ matrix
 
 
-def lasso(matrix: np.ndarray, basis: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
-    """x = U c with argmin_c ‖K U c - y‖² / (2 m) + weight ‖c‖₁, by scikit-learn: (N, m) -> (N, n)."""
-    from sklearn.linear_model import Lasso  # scikit-learn takes a second to import: not at every stage's start
+def lasso(matrix: np.ndarray, basis: np.ndarray, y: np.ndarray, weights: list[float]) -> np.ndarray:
+    """x = U c with argmin_c ‖K U c - y‖² / (2 m) + weight Σ_{i > 0} |c_i|, for each weight: (N, m) -> (weights, N, n).
 
-    solver = Lasso(weight, fit_intercept=False, precompute=True, max_iter=2000, tol=1e-3)
-    coefficients = solver.fit(matrix @ basis, y.T).coef_
-    return coefficients.reshape(len(y), -1) @ basis.T
+    The first column of U, the patch's mean, is free. Least angle regression follows the minimum, exactly, from weights
+    that leave no other coefficient down to the least: in a line from knot to knot. Efron et al. 2004, section 3.1.
+    """
+    from sklearn.linear_model import lars_path  # scikit-learn takes a second to import: not at every stage's start
+
+    observed = matrix @ basis
+    direction = observed[:, 0] / np.linalg.norm(observed[:, 0])
+    # across what the free coefficient can explain, the others are an ordinary Lasso
+    across = observed[:, 1:] - np.outer(direction, direction @ observed[:, 1:])
+    coefficients = np.zeros((len(weights), len(y), len(basis)))
+    for i, one in enumerate(y - np.outer(y @ direction, direction)):
+        knots, _, path = lars_path(across, one, method="lasso", alpha_min=min(weights), max_iter=10 * len(basis))
+        coefficients[:, i, 1:] = np.array([np.interp(weights, knots[::-1], c[::-1]) for c in path]).T
+    rest = y - coefficients[..., 1:] @ observed[:, 1:].T
+    coefficients[..., 0] = rest @ direction / np.linalg.norm(observed[:, 0])
+    return coefficients @ basis.T
 
 
 def linear_prior(
@@ -48,23 +60,32 @@ def total_variation(
 ) -> np.ndarray:
     """argmin ‖K x - y‖² / 2 + weight Σ |∇x|, |∇x| the length of forward differences: (N, m) -> (N, n).
 
-    Chambolle & Pock 2011, algorithm 1. Batched, as scikit-image's, which knows K = I alone and one picture at a time,
-    is not.
+    Split Bregman, Goldstein & Osher 2009, section 4.1. Batched, as scikit-image's, which knows K = I alone and one
+    picture at a time, is not. K has to see the patches' mean.
     """
-    step = 1 / np.sqrt(8)  # of both variables: ‖∇‖² <= 8
-    inverse = np.linalg.inv(np.eye(matrix.shape[1]) + step * matrix.T @ matrix)
-    pull = step * y @ matrix
-    x = extrapolated = np.zeros((len(y), *shape))
-    dual = np.zeros((2, *x.shape))
+    penalty = weight / 0.03  # differences of 0.03 grey are usual: the threshold, weight / penalty, is of their size
+    pixels = np.eye(matrix.shape[1]).reshape(-1, *shape)
+    laplacian = -_divergence(_gradient(pixels)).reshape(len(pixels), -1)
+    inverse = np.linalg.inv(matrix.T @ matrix + penalty * laplacian)
+    split = surplus = np.zeros((2, len(y), *shape))
     for _ in range(iterations):
-        dual[0, :, :-1] += step * np.diff(extrapolated, axis=1)
-        dual[1, :, :, :-1] += step * np.diff(extrapolated, axis=2)
-        dual /= np.maximum(1, np.sqrt(np.square(dual).sum(0)) / weight)
-        divergence = np.diff(dual[0], axis=1, prepend=0) + np.diff(dual[1], axis=2, prepend=0)
-        before, x = x, ((x + step * divergence).reshape(len(y), -1) + pull) @ inverse
-        x = x.reshape(before.shape)
-        extrapolated = 2 * x - before
-    return x.reshape(len(y), -1)
+        pull = y @ matrix - penalty * _divergence(split - surplus).reshape(len(y), -1)
+        x = pull @ inverse
+        wanted = _gradient(x.reshape(len(y), *shape)) + surplus
+        length = np.sqrt(np.square(wanted).sum(0))
+        split = wanted * np.maximum(0, 1 - weight / penalty / np.maximum(length, np.finfo(float).tiny))
+        surplus = wanted - split
+    return x
+
+
+def _gradient(x: np.ndarray) -> np.ndarray:
+    """Forward differences along rows and columns, 0 at the last: (N, h, w) -> (2, N, h, w)."""
+    return np.stack([np.diff(x, axis=1, append=x[:, -1:]), np.diff(x, axis=2, append=x[..., -1:])])
+
+
+def _divergence(field: np.ndarray) -> np.ndarray:
+    """Minus the adjoint of `_gradient`, of fields that are 0 where it is: (2, N, h, w) -> (N, h, w)."""
+    return np.diff(field[0], axis=1, prepend=0) + np.diff(field[1], axis=2, prepend=0)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,18 @@ from genprior.patches import different_patches, draw_batch, draw_patches, load_s
 from genprior.quality import reconstruction_measures
 from genprior.stage import run, set_up, side_by_side, steps, write_array, write_metrics
 
+Estimator = Callable[[np.ndarray, list[float]], list[np.ndarray] | np.ndarray]  # of y (N, m): (N, n) for each weight
 
-def choose(
-    method: Callable[[np.ndarray, float], np.ndarray], weights: list[float], y: np.ndarray, truth: np.ndarray
-) -> float:
+
+def choose(method: Estimator, weights: list[float], y: np.ndarray, truth: np.ndarray) -> float:
     """The weight whose estimates of the validation patches have the smallest squared error."""
-    errors = [np.square(method(y, weight) - truth).sum() for weight in weights]
+    errors = [np.square(estimate - truth).sum() for estimate in method(y, weights)]
     return weights[int(np.argmin(errors))]
+
+
+def for_each(method: Callable[[np.ndarray, float], np.ndarray]) -> Estimator:
+    """A method that takes one weight, for several."""
+    return lambda y, weights: [method(y, weight) for weight in weights]
 
 
 def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,18 +81,19 @@ def solve(
     basis = dct_basis(*shape)
     y, y_validation = (measured.y.flatten(1).double().numpy() for measured in (problem, on_validation))
     latent_weight = problem.sigma**2 if params.evaluate.latent_weight is None else params.evaluate.latent_weight
+    choices = params.baselines
     weighted = {
-        "tikhonov": (lambda y, weight: classical.tikhonov(matrix, y, weight), params.baselines.tikhonov_weights),
-        "lasso_dct": (lambda y, weight: classical.lasso(matrix, basis, y, weight), params.baselines.lasso_weights),
-        "tv": (lambda y, weight: classical.total_variation(matrix, shape, y, weight), params.baselines.tv_weights),
+        "tikhonov": (for_each(partial(classical.tikhonov, matrix)), choices.tikhonov_weights),
+        "lasso_dct": (partial(classical.lasso, matrix, basis), choices.lasso_weights),
+        "tv": (for_each(partial(classical.total_variation, matrix, shape)), choices.tv_weights),
     }
     found = {
         "minimum_norm": (classical.minimum_norm(matrix, y), None),
         "pca": (classical.linear_prior(matrix, *pca, y, latent_weight), None),
     }
-    for method, (estimate, weights) in weighted.items():
-        weight = choose(estimate, weights, y_validation, truth)
-        found[method] = (estimate(y, weight), weight)
+    for method, (estimates, weights) in weighted.items():
+        weight = choose(estimates, weights, y_validation, truth)
+        found[method] = (estimates(y, [weight])[0], weight)
     for method, prior in mixtures.items():
         found[method] = (prior.condition(matrix, y, problem.sigma)[0], None)
     return found

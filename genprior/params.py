@@ -28,7 +28,7 @@ class InputError(ValueError):
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
-Noise = Annotated[float, Field(ge=1e-5, le=1e3)]  # a standard deviation, of images in [0, 1]
+Noise = Annotated[float, Field(ge=1e-3, le=1e3)]  # a standard deviation, of images in [0, 1]; with less, float32 fails
 Weight = Annotated[float, Field(ge=1e-12, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -357,6 +357,7 @@ class Params(Settings):
             *((f"{name}.noise", 20 * n**2) for name in modulated),  # S, and what it is with each gain alone
             ("train_ae.code_components", 8 * k**2 * self.train_ae.code_components),
             ("train_discriminative.batch_size", 4 * sum(single) * self.train_discriminative.batch_size),
+            ("sample.count", 12 * min(self.sample.count, available // 2) ** 2),  # distances, in twice 4 bytes
             ("evaluate.patches", restored * max(n * len(self.problems), 4096)),
             ("evaluate.range.starts", settings.range.starts * restored * k**2),
             ("evaluate.relaxed.starts", settings.relaxed.starts * restored * k**2),

@@ -242,16 +242,17 @@ class Measured:
         return {**reconstruction_measures(x, estimate), "residual_over_sigma": self.residual_over_sigma(estimate)}
 
 
-def pose(problems: dict[str, Problem], x: Tensor, seed: int) -> list[Measured]:
+def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "test") -> list[Measured]:
     """Measure patches x (N, 1, h, w) by every problem.
 
     The operator depends on the seed and the problem's name alone, so that validation and test see the same K; the
-    noise on the patches too. Whoever poses the same problems on the same patches gets the same measurements.
+    noise on what `patches` says they are, too. Whoever poses the same problems on the same patches gets the same
+    measurements.
     """
     measured = []
     for name, problem in problems.items():
         operator = build_operator(problem, tuple(x.shape[2:]), stream(seed, name)).to(x.device)
         clean = operator.A(x)
-        noise = torch.randn(clean.shape, generator=stream(seed, f"{name}/noise/{len(x)}")).to(x.device)
+        noise = torch.randn(clean.shape, generator=stream(seed, f"{name}/noise/{patches}")).to(x.device)
         measured.append(Measured(name, operator, problem.sigma, clean + problem.sigma * noise))
     return measured

@@ -75,7 +75,7 @@ def solve(
     posed = {name: {**params.problems, **params.crossover_problems()}[name]}
     (problem,) = pose(posed, x if name in params.problems else x[: params.crossover.patches], params.seed)
     x_validation = draw_patches(validation, params.baselines.validation_patches, params.seed)
-    (on_validation,) = pose(posed, x_validation, params.seed)
+    (on_validation,) = pose(posed, x_validation, params.seed, "validation")
     truth, shape = x_validation.flatten(1).double().numpy(), tuple(x.shape[2:])
     matrix = as_matrix(problem.operator, shape).double().numpy()
     basis = dct_basis(*shape)

@@ -205,7 +205,7 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
         own = prior.sample(len(few), stream(seed, "control"), constraint == "relaxed")
-        (on_own,) = pose(posed, own, seed)
+        (on_own,) = pose(posed, own, seed, "control")
         in_range = energy_of(prior, on_own, constraint, settings)
         found_own = restore(prior, in_range, solver, seed)
         row["in_range_psnr_db"] = reconstruction_measures(own, found_own.chosen.x)["psnr_db"]

@@ -110,33 +110,63 @@ class Coefficients(nn.Module):
         return (self.restore(c) @ self.basis.T).reshape(-1, 1, *self.shape)
 
 
+def frequency_bands(shape: tuple[int, int]) -> Tensor:
+    """Which DCT coefficients are in a band, four ranges of frequency by two directions of waves: (8, n), 0 or 1."""
+    rows, columns = (np.arange(size) / size for size in shape)
+    frequency, bands = np.maximum.outer(rows, columns), []
+    for low, high in pairwise([0, 3 / 16, 6 / 16, 10 / 16, 1]):
+        within = (frequency >= low) & (frequency < high) & (frequency > 0)
+        bands += [within & (rows[:, None] >= columns), within & (rows[:, None] <= columns)]
+    return torch.from_numpy(np.reshape(bands, (len(bands), -1)).astype(np.float32))
+
+
 class Encoder(nn.Module):
     """E: patches (N, 1, h, w) -> code (N, k), or its mean and log-variance where `variational`.
 
     asinh tames the heavy tails of standardised coefficients, and their magnitudes stand beside them: what a code tells
     of contrast and texture is even in every coefficient. A linear path beside the network holds PCA.
+
+    A variational one also sees how much of each frequency band is in each part of the patch, as logarithms of energies:
+    what v(z) and gains speak of, and sums of squares that are hard to learn. They have a linear path too.
     """
 
     MOST_LOG_VARIANCE = 4.0  # far above the prior's 0; a patch unlike all others would overflow e^v, and end training
+    LEAST_ENERGY = 1e-6  # that of grey levels' rounding
 
     def __init__(
         self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, variational: bool
     ):
         super().__init__()
         n = len(coefficients.mean)
-        self.coefficients = coefficients
-        self.body = nn.Sequential(*mlp([2 * n, *hidden], activation), ACTIVATIONS[activation]())
+        self.coefficients, self.log_variance = coefficients, None
+        seen = 2 * n
+        if variational:
+            self.register_buffer("bands", frequency_bands(coefficients.shape), persistent=False)
+            self.register_buffer("parts", gain_fields(coefficients.shape).float(), persistent=False)
+            energies = len(self.bands) * len(self.parts)
+            seen += energies
+            self.log_variance = nn.Linear(hidden[-1], latent_size)
+            self.contrast = nn.Linear(energies, 2 * latent_size, bias=False)
+        self.body = nn.Sequential(*mlp([seen, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], latent_size)
         self.linear = nn.Linear(n, latent_size, bias=False)
-        self.log_variance = nn.Linear(hidden[-1], latent_size) if variational else None
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         c = self.coefficients.analyse(x)
-        features = self.body(torch.cat(tamed(c), 1))
-        mean = self.mean(features) + self.linear(c)
         if self.log_variance is None:
-            return mean
-        return mean, self.log_variance(features).clamp_max(self.MOST_LOG_VARIANCE)
+            return self.mean(self.body(torch.cat(tamed(c), 1))) + self.linear(c)
+        energies = self.log_energies(x)
+        features = self.body(torch.cat([*tamed(c), energies], 1))
+        mean, log_variance = self.contrast(energies).chunk(2, 1)
+        mean = mean + self.mean(features) + self.linear(c)
+        return mean, (log_variance + self.log_variance(features)).clamp_max(self.MOST_LOG_VARIANCE)
+
+    def log_energies(self, x: Tensor) -> Tensor:
+        """Logarithms, about standardised, of each band's energy in each part of the patch: (N, bands · parts)."""
+        basis = self.coefficients.basis
+        banded = (x.flatten(1) @ basis).unsqueeze(1) * self.bands @ basis.T  # (N, bands, n)
+        energies = banded.square() @ self.parts.T
+        return ((energies.flatten(1) + self.LEAST_ENERGY).log() + 7) / 2
 
 
 class Decoder(nn.Module):

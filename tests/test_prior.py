@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from genprior.energies import with_columns
-from genprior.networks import Coefficients, gain_fields, tamed
+from genprior.networks import Coefficients, Encoder, gain_fields, tamed
 from genprior.operators import GaussianBlur, as_matrix
 from genprior.params import InputError
 from genprior.patches import to_unit
@@ -237,3 +237,18 @@ def test_tamed_is_torchs_asinh():
     found, size = tamed(torch.cat([c, -c]))
     torch.testing.assert_close(found, torch.asinh(torch.cat([c, -c])), rtol=1e-6, atol=0)
     torch.testing.assert_close(size, found.abs(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 5), (2, 9)])
+def test_an_encoder_sees_the_energy_of_every_band_in_every_part(shape):
+    """The parts' add up to a band's, by Parseval, and the bands' to the patch's without its mean, diagonals twice."""
+    coefficients = Coefficients(shape)
+    encoder = Encoder(coefficients, 3, [8], "silu", variational=True)
+    x = torch.rand(4, 1, *shape, generator=torch.Generator().manual_seed(0))
+    energies = (2 * encoder.log_energies(x) - 7).exp().unflatten(1, (8, -1)).sum(2)
+    squared = (x.flatten(1) @ coefficients.basis).square()
+    torch.testing.assert_close(energies, squared @ encoder.bands.T, rtol=1e-3, atol=1e-4)
+    rows, columns = (torch.arange(size) / size for size in shape)
+    times = 1.0 + (rows[:, None] == columns)
+    times[0, 0] = 0
+    assert torch.equal(encoder.bands.sum(0).reshape(shape), times)

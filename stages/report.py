@@ -241,7 +241,7 @@ def fewer_measurements(curves: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 def weightings(vae: Metrics) -> pd.DataFrame:
     """What the VAE's default weighting and the chapter's make of held-out patches, of metrics/train_vae.json."""
-    measured = {"KL [nats]": "test_kl", "active codes": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
+    measured = {"KL [nats]": "test_kl", "active coordinates": "active_units", "PSNR of G(E(x)) [dB]": "test_psnr_db"}
     blocks = {"default": (), "the chapter's": ("chapter",)}
     found = {
         title: {column: vae["train_vae", *block, key] for column, key in measured.items()}
@@ -267,10 +267,9 @@ def trained(params: Params) -> list[str]:
     return [
         "Posterior collapse: the chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder "
         f"with σ = {sigma:.2f} here (σ² = n β / 2k; 0.89 for its cell's k = 8), images in [0, 1]. To "
-        f"such noise little that a code could say is worth its nats: most of the k = {params.network.latent_size} fall "
-        "back onto the prior, and the rest tell the mean and the coarsest shape. The default's codes say more, and "
-        "something else: with v(z) they tell which contrasts and textures to expect, and leave the mean to y, so that "
-        "its G(E(x)) alone is no reconstruction:",
+        "such noise little that a code could say is worth its nats: coordinates of the code, of "
+        f"k = {params.network.latent_size}, fall back onto the prior. With v(z) a code tells which contrasts and "
+        "textures to expect, and may leave the mean to y: its G(E(x)) alone is then no reconstruction:",
         markdown(weightings(vae), 2),
         "![KL of the VAE and of the chapter's weighting against steps](posterior_collapse.png)",
         "Residual models: log-likelihood of held-out patches' residuals x - G(T(E(x))) in nats per pixel, E their "
@@ -318,13 +317,14 @@ def write_page(
             ),
             4,
         ),
-        "How many of the k codes a variational encoder uses for held-out patches (variance of its mean above 0.01; "
-        "none: posterior collapse), and its KL from N(0, I); for the GAN the encoder of its residual model:",
+        "How many of the code's k coordinates a variational encoder uses for held-out patches (variance of its mean "
+        "above 0.01; none: posterior collapse), and its KL from N(0, I), on as many held-out patches as there are "
+        "samples; for the GAN the encoder of its residual model:",
         markdown(by_method(table, "samples", ["active_codes", "kl_nats"]).dropna(), 2),
-        "From one random code to another along a great circle, and along the eight codes that move images most, from "
-        "-2.5 to 2.5; `VAE, relaxed` adds to G(z) one draw of what v(z) says, the same for all codes:",
+        "From one random code to another along a great circle, and along the eight coordinates that move images most, "
+        "from -2.5 to 2.5; `VAE, relaxed` adds to G(z) one draw of what v(z) says, the same for all codes:",
         "![From code to code](interpolation.png)",
-        "![Along single codes](traversal.png)",
+        "![Along single coordinates](traversal.png)",
         "A sample of each in the first and sixth column, before its four nearest training patches:",
         "![Samples and their nearest training patches](neighbours.png)",
         "## Restoration",
@@ -340,9 +340,9 @@ def write_page(
         *(f"![{name}]({name})" for name in reconstructed),
         "## The crossover",
         "![PSNR against the number of measurements](crossover.png)",
-        f"Compressed sensing with m of {n} measurements, {params.crossover.patches} patches, PSNR in dB, one matrix "
-        "K for each m (another one moves a point at small m by up to 1 dB, Lasso's by more). Confined to "
-        "its range, a generator can beat Lasso where measurements are few, and never its representation error, dotted. "
+        f"Compressed sensing with m of {n} measurements, at most {params.crossover.patches} patches, PSNR in dB, one "
+        "matrix K for each m (another one may move a point at small m by 1 dB). Confined to its range, a generator can "
+        "beat Lasso where measurements are few, and never its representation error, dotted. "
         "Right, dashed: a prior at its posterior's dominant mode; beside it its posterior mean.",
         markdown(curves, 2),
         "How many times as many measurements Lasso needs for the same error; empty where it has no such error within "
@@ -354,7 +354,7 @@ def write_page(
         markdown(1000 * wide(table, "added_mse", problems, "added error × 1000"), 3),
         "What the deepest mode found leaves, in nats, against the best of a far longer search with 16 starts, on "
         f"{params.evaluate.solver_patches} patches; first confined to the range, then relaxed. A relaxed restoration "
-        "is taken at the mode that holds most, not at the deepest; from deeper ones PSNR came out no higher:",
+        "is taken at the mode that holds most, not at the deepest:",
         of_priors("solver_gap", 3, "range"),
         of_priors("solver_gap", 3, "relaxed"),
         "The control, PSNR in dB for truths that the prior itself drew; first from its range, then relaxed:",
@@ -374,8 +374,9 @@ def write_page(
         f"{params.evaluate.posterior_samples} draws. For the GAN it is the encoder that its residual model was fitted "
         "with. The bounds' distance to the figure above is what the encoder's Gaussian misses of the posterior:",
         markdown(by_method(table, "likelihood", ["elbo", "importance_bound", "log_likelihood"]).dropna(), 4),
-        f"How many pixels lie in their 90 % credible interval, on {params.evaluate.posterior_patches} held-out patches "
-        "(what the prior is worth) and on as many drawn from the prior (whether the sampler is right):",
+        "How many pixels lie in their 90 % credible interval, on at most "
+        f"{params.evaluate.posterior_patches} held-out patches (what the prior is worth) and on as many drawn from the "
+        "prior (whether the sampler is right):",
         of_priors("coverage_90", 3, "relaxed"),
         of_priors("in_range_coverage_90", 3, "relaxed"),
         "The same for the 50 % interval:",
@@ -383,12 +384,12 @@ def write_page(
         of_priors("in_range_coverage_50", 3, "relaxed"),
         *(f"![{name}]({name})" for name in posteriors),
         "## Training",
-        "The validation photograph is smoother than most that train: its curves lie on the better side.",
+        "Where the validation photographs are smoother than those that train, their curves lie on the better side.",
         "![Training curves](curves.png)",
         "Mode collapse: how many real patches have a sample near them (coverage), how many samples' neighbourhoods "
         "hold them (recall), and the samples' standard deviation over theirs (spread), along the default game and "
-        "along the chapter's own, minimax without penalties or averaging. With 1000 patches and as many samples; "
-        "coverage reads the higher, the fewer they are, since neighbourhoods widen:",
+        "along the chapter's own, minimax without penalties or averaging. With at most 1000 patches and as many "
+        "samples; coverage reads the higher, the fewer they are, since neighbourhoods widen:",
         "![Coverage, recall and spread of a GAN's samples against steps](collapse.png)",
         *training,
     ]

@@ -57,7 +57,7 @@ def main() -> None:
             row["best G(z)"] = reconstruction_measures(x, represent(prior, x, settings, seed).x)["psnr_db"]
             for problem in problems:
                 energy = energy_of(prior, problem, "relaxed", settings)
-                restored = restore(prior, energy, settings.relaxed, seed).x
+                restored = restore(prior, energy, settings.relaxed, seed).chosen.x
                 row[problem.name] = reconstruction_measures(x, restored)["psnr_db"]
         rows.append(row)
         print(*(v if isinstance(v, str) else f"{v:.4g}" for v in row.values()), sep="\t", flush=True)
@@ -73,7 +73,7 @@ def main() -> None:
             f"```\n{table.to_string()}\n```",
             f"The chapter's weighting, mean squared error + 0.05 · mean KL, is the ELBO of a decoder with σ = "
             f"{implied:.2f} for images in [0, 1] (σ² = n β / 2k): to such noise little that a code could say is worth "
-            "its nats, so most codes collapse onto the prior.",
+            "its nats, so most coordinates collapse onto the prior.",
         ]
         write_text("benchmarks/decoder_noise.md", "\n\n".join(parts) + "\n")
 

@@ -337,7 +337,7 @@ CLAIMS = [  # numbers that docs/chapter.md quotes: file of metrics/, key, and ho
     ("sample", "sample.gan.range.coverage", "{:.2f} of the default GAN's G(z)"),
     ("sample", "sample.vae.range.coverage", "the VAE's {:.2f} without v(z)"),
     ("sample", "sample.vae.relaxed.coverage", "and {:.2f} with it"),
-    ("train_vae", "train_vae.chapter.active_units", "{} of 20 codes stay active"),
+    ("train_vae", "train_vae.chapter.active_units", "{} of 20 coordinates stay active"),
     ("train_vae", "train_vae.chapter.test_kl", "the KL is {:.1f} nats"),
     ("train_vae", "train_vae.test_kl", "instead of {:.1f}"),
     ("train_vae", "train_vae.chapter.sigma", "σ ≈ {:.2f}"),

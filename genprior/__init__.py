@@ -39,7 +39,7 @@ A trained prior, its samples, one's own operator and data, the best image of eac
     >>> x = prior.sample(4, draw, residual=True)
     >>> y = EveryOtherRow().A(x) + 0.01 * torch.randn(4, 1, 8, 16, generator=draw)
     >>> energy = relaxed_energy(prior, EveryOtherRow(), y, sigma=0.01)
-    >>> starts = screen(energy, torch.randn(2000, prior.latent_size, generator=draw), 4)  # the most probable of 2000 codes
+    >>> starts = screen(energy, torch.randn(2000, prior.latent_size, generator=draw), 4)  # of 2000 draws, the best
     >>> modes = search(energy, starts, iterations=30, audition=30)  # all to the end
     >>> dominant(energy, modes).x.shape  # at the mode that holds most of the posterior
     torch.Size([4, 1, 16, 16])

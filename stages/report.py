@@ -301,7 +301,7 @@ def write_page(
         "## Samples",
         "![Samples of every prior beside real patches](samples.png)",
         "Each set against real training patches; the first line is what another set of real patches gets. "
-        "It is the aim: precision or density above it, with little recall, is of samples that crowd where patches are "
+        "It is the aim: precision or density above it, with low recall, means that samples crowd where patches are "
         "dense; coverage has its standard error. A prior's plain line is its range, G(z) alone; `relaxed` draws from "
         "the residual model too: noise of variance v(z), for autoencoder and GAN at the codes where photographs lie.",
         markdown(by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"]), 4),
@@ -322,16 +322,18 @@ def write_page(
         "samples; for the GAN the encoder of its residual model:",
         markdown(by_method(table, "samples", ["active_codes", "kl_nats"]).dropna(), 2),
         "From one random code to another along a great circle, and along the eight coordinates that move images most, "
-        "from -2.5 to 2.5; `VAE, relaxed` adds to G(z) one draw of what v(z) says, the same for all codes:",
+        "each panel's own, from -2.5 to 2.5; `VAE, relaxed` adds to G(z) one draw of what its residual model says, the "
+        "same for all codes:",
         "![From code to code](interpolation.png)",
         "![Along single coordinates](traversal.png)",
         "A sample of each in the first and sixth column, before its four nearest training patches:",
         "![Samples and their nearest training patches](neighbours.png)",
         "## Restoration",
-        "![PSNR of methods without a hard constraint, over the linear Gaussian's](psnr.png)",
-        "PSNR in dB of the mean squared error over all held-out patches. `representation` is the best G(z) for the "
-        "true patch: no measurement can take a method that is confined to the range of G beyond it. `relaxed` is the "
-        "prior with its residual model at its posterior's dominant mode, `posterior mean` the average over all codes.",
+        "![PSNR of posterior means and classical methods over the linear Gaussian's](psnr.png)",
+        f"PSNR in dB of the mean squared error over at most {params.evaluate.patches} held-out patches. "
+        "`representation` is the best G(z) for the true patch: no measurement can take a method that is confined to "
+        "the range of G beyond it. `relaxed` is the prior with its residual model at its posterior's dominant mode, "
+        "`posterior mean` the average over all codes.",
         markdown(wide(table, "psnr_db", ["representation", *problems], "PSNR [dB]"), 2),
         "Relative error:",
         markdown(wide(table, "relative_error", ["representation", *problems], "relative error"), 3),
@@ -386,8 +388,8 @@ def write_page(
         "## Training",
         "Where the validation photographs are smoother than those that train, their curves lie on the better side.",
         "![Training curves](curves.png)",
-        "Mode collapse: how many real patches have a sample near them (coverage), how many samples' neighbourhoods "
-        "hold them (recall), and the samples' standard deviation over theirs (spread), along the default game and "
+        "Mode collapse: how many real patches have a sample near them (coverage), how many lie in some sample's "
+        "neighbourhood (recall), and the samples' standard deviation over theirs (spread), along the default game and "
         "along the chapter's own, minimax without penalties or averaging. With at most 1000 patches and as many "
         "samples; coverage reads the higher, the fewer they are, since neighbourhoods widen:",
         "![Coverage, recall and spread of a GAN's samples against steps](collapse.png)",

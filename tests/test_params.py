@@ -50,6 +50,7 @@ BAD = [
     ("evaluate.latent_weight", -0.1, "evaluate.latent_weight = -0.1"),
     ("problems", {}, "problems"),
     ("sample", None, "sample"),
+    ("sample.count", 5000, "sample.count = 5000"),  # distances between all of them, several times: over 1 GB
 ]
 
 

@@ -1,6 +1,6 @@
 """Latent inversion timed side by side: damped Fisher scoring, CSGM's recipe of restarted Adam, torch's L-BFGS.
 
-    python -m benchmarks.inversion            # after `make repro`; some twenty minutes on 2 cores
+    python -m benchmarks.inversion            # after `make repro`; some fifteen minutes on 2 cores
     python -m benchmarks.inversion --quick    # 32 patches, fewer steps: whether it runs, not how fast
 
 The same decoder, problems, measurements and starts for all, two threads; relaxed, ours picks one among the starts of

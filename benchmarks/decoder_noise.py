@@ -12,11 +12,11 @@ import argparse
 import pandas as pd
 import torch
 
-from genprior.operators import pose
-from genprior.params import load_params
-from genprior.patches import draw_batch, draw_patches, load_patches
-from genprior.quality import reconstruction_measures
-from genprior.stage import set_up, write_text
+from pipeline.files import write_text
+from pipeline.params import load_params
+from pipeline.patches import draw_batch, draw_patches, load_patches
+from pipeline.problems import pose, reconstruction_measures
+from pipeline.run import set_up
 from stages.evaluate import energy_of, log_likelihood, represent, restore
 from stages.sample import code_use
 from stages.train_vae import CHAPTER_BETA, decoder_sigma, train
@@ -28,7 +28,7 @@ NOISES = {
     "one learned σ": {"noise": "learned"},
     "v(z) per pixel": {"noise": "pixel"},
     "v(z) in the DCT": {"noise": "dct"},
-    "with gains": {"noise": "modulated"},
+    "with scales": {"noise": "modulated"},
 }
 
 

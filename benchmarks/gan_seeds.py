@@ -13,10 +13,11 @@ import json
 import pandas as pd
 import torch
 
-from genprior.params import load_params
-from genprior.patches import load_patches
-from genprior.quality import detail_db, prdc, squared_mmd
-from genprior.stage import set_up, write_text
+from pipeline.files import write_text
+from pipeline.measures import detail_db, prdc, squared_mmd
+from pipeline.params import load_params
+from pipeline.patches import load_patches
+from pipeline.run import set_up
 from stages.sample import two_real_sets
 from stages.train_gan import train
 

@@ -21,13 +21,16 @@ import torch
 
 from genprior.energies import Energy, RangeEnergy, RelaxedEnergy, relaxed_energy
 from genprior.inversion import Modes, adam, fisher_scoring, lbfgs, screen, search
-from genprior.operators import gaussian_sensing, pose
-from genprior.params import load_params
-from genprior.patches import draw_patches, load_patches
-from genprior.pictures import objective_figure
+from genprior.operators import gaussian_sensing
 from genprior.posterior import ANNEALED, log_joint, sample_posterior
 from genprior.prior import Prior, load_prior
-from genprior.stage import set_up, stream, write_text
+from genprior.streams import stream
+from pipeline.files import write_text
+from pipeline.params import load_params
+from pipeline.patches import draw_patches, load_patches
+from pipeline.pictures import objective_figure
+from pipeline.problems import pose
+from pipeline.run import set_up
 from stages.evaluate import starting_codes
 
 PROBLEMS = ("cs_50", "inpaint", "super_resolution")

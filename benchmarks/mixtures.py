@@ -12,11 +12,12 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from genprior.classical import GaussianPrior, clusters, contrast, maximise_likelihood
 from genprior.networks import Coefficients
-from genprior.params import load_params
-from genprior.patches import draw_batch, load_splits
-from genprior.stage import run, set_up, write_text
+from pipeline.classical import GaussianPrior, clusters, contrast, maximise_likelihood
+from pipeline.files import write_text
+from pipeline.params import load_params
+from pipeline.patches import draw_batch, load_splits
+from pipeline.run import run, set_up
 
 RIDGE = 1e-3
 SCORED = 2000  # patches on which the likelihoods are compared

@@ -14,8 +14,9 @@ import sys
 
 import pandas as pd
 
-from genprior.params import load_params
-from genprior.stage import run, write_text
+from pipeline.files import write_text
+from pipeline.params import load_params
+from pipeline.run import run
 from tools.seed_table import experiments, output, spread, values
 
 METHODS = {

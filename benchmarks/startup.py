@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from genprior.stage import write_text
+from pipeline.files import write_text
 
 ROUNDS = 5
 MOST_REPRO, MOST_START = 1.5, 1.3  # the ratios that we want at most

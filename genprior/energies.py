@@ -16,7 +16,7 @@ from scipy.linalg import get_lapack_funcs
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from genprior.losses import LOG_2_PI
+from genprior.gaussian import LOG_2_PI
 from genprior.operators import Identity, as_matrix, factors_by_axis
 
 LEAF = 64  # rows of a matrix up to which LAPACK alone is faster than halves and matrix products
@@ -420,8 +420,8 @@ class DiagonalEnergy(RelaxedEnergy):
 class ModulatedEnergy(RelaxedEnergy):
     """The relaxed energy where Σ(z) = D U diag(v(z)) Uᵀ D: what v(z) draws is multiplied by a gain in every pixel.
 
-    moments: codes (P, k) -> mean and variance v of Uᵀx, (P, n), and gains g (P, B); fields: (B, n), D = diag(g fields),
-    positive; the rest as in `RelaxedEnergy`. B(z) = K D U is linear in the gains, Σ_b g_b K diag(fields_b) U, and S is
+    moments: codes (P, k) -> mean and variance v of Uᵀx, (P, n), and scales g (P, B); fields: (B, n), D = diag(g fields),
+    positive; the rest as in `RelaxedEnergy`. B(z) = K D U is linear in the scales, Σ_b g_b K diag(fields_b) U, and S is
     dense, whatever K is; what some K leave of structure is for the subclasses.
     """
 
@@ -454,15 +454,15 @@ class ModulatedEnergy(RelaxedEnergy):
         predicted, jacobian = self._linearise(c)
         return predicted, jacobian @ self.basis.T
 
-    def _spread(self, jacobian: Tensor, gains: Tensor) -> Tensor:
+    def _spread(self, jacobian: Tensor, scales: Tensor) -> Tensor:
         """B(z) = K D U: (P, m, n)."""
         if self.matrix is not None:
-            return (gains @ self.parts.flatten(1)).unflatten(1, self.matrix.shape)
-        return (jacobian * (gains @ self.fields)[:, None]) @ self.basis
+            return (scales @ self.parts.flatten(1)).unflatten(1, self.matrix.shape)
+        return (jacobian * (scales @ self.fields)[:, None]) @ self.basis
 
-    def _covariance(self, jacobian: Tensor, v: Tensor, gains: Tensor) -> Tensor:
+    def _covariance(self, jacobian: Tensor, v: Tensor, scales: Tensor) -> Tensor:
         """S without further noise: (P, m, m)."""
-        spread = self._spread(jacobian, gains)
+        spread = self._spread(jacobian, scales)
         covariance = (spread * v[:, None]) @ spread.mT
         covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
         return covariance
@@ -470,22 +470,22 @@ class ModulatedEnergy(RelaxedEnergy):
     def _centre_covariance(self, z: Tensor) -> Tensor:
         """S(0), which noise is a multiple of: (1, m, m); z: any codes."""
         if self._centre is None:
-            c, v, gains = self.moments(torch.zeros_like(z[:1]))
-            self._centre = self._covariance(self._linearise_in_pixels(c)[1], v, gains)
+            c, v, scales = self.moments(torch.zeros_like(z[:1]))
+            self._centre = self._covariance(self._linearise_in_pixels(c)[1], v, scales)
         return self._centre
 
-    def _factorised(self, c: Tensor, v: Tensor, gains: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _factorised(self, c: Tensor, v: Tensor, scales: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
         """K G(z) (P, m), and the Cholesky factor of S, or of S and what is added to it, (P or 1, m, m): (P, m, m)."""
         predicted, jacobian = self._linearise_in_pixels(c)
-        covariance = self._covariance(jacobian, v, gains)
+        covariance = self._covariance(jacobian, v, scales)
         return predicted, _cholesky(covariance if added is None else covariance.add_(added))
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         centre = self._centre_covariance(z) if noise is not None and noise.any() else None
 
-        def data_term(rows: Tensor, c: Tensor, v: Tensor, gains: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        def data_term(rows: Tensor, c: Tensor, v: Tensor, scales: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
             added = None if centre is None else noise[0][:, None, None] * centre
-            predicted, factor = self._factorised(c, v, gains, added)
+            predicted, factor = self._factorised(c, v, scales, added)
             white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
             return white.square().sum((1, 2)), _log_determinant(factor)
 
@@ -495,29 +495,29 @@ class ModulatedEnergy(RelaxedEnergy):
     def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
         added = noise * self._centre_covariance(z) if noise else None
 
-        def data_term(c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
-            predicted, factor = self._factorised(c, v, gains, added)
+        def data_term(c: Tensor, v: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+            predicted, factor = self._factorised(c, v, scales, added)
             white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
             return white.square().sum(1), _log_determinant(factor)
 
         return self._cross_energy(z, rows, *by_parts(data_term, self.dense_chunk, *self.moments(z)))
 
-    def _root(self, c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
+    def _root(self, c: Tensor, v: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
         """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
         predicted, jacobian = self._linearise_in_pixels(c)
-        return predicted, jacobian, *_inverse_root(self._covariance(jacobian, v, gains))
+        return predicted, jacobian, *_inverse_root(self._covariance(jacobian, v, scales))
 
-    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
-        """The misfit and log det S (P,); for a linear K their slopes along c, v and gains; what `_fisher` asks for."""
-        predicted, jacobian, root, log_determinant = self._root(c, v, gains)
-        w, white = root @ self._spread(jacobian, gains), root @ (self.y[rows] - predicted).unsqueeze(2)  # W = R B, R r
+    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor, scales: Tensor) -> tuple:
+        """The misfit and log det S (P,); for a linear K their slopes along c, v and scales; what `_fisher` asks for."""
+        predicted, jacobian, root, log_determinant = self._root(c, v, scales)
+        w, white = root @ self._spread(jacobian, scales), root @ (self.y[rows] - predicted).unsqueeze(2)  # W = R B, R r
         misfit = white.square().sum((1, 2))
         if self.matrix is None:  # S changes with K's Jacobian too
             return misfit, log_determinant, None, (w, root, jacobian)
         solved, a = root.mT @ white, (white.mT @ w).squeeze(1)  # S⁻¹r and BᵀS⁻¹r
         along_spread = (root.mT @ w - solved * a[:, None]) * v[:, None]  # (S⁻¹ - S⁻¹r rᵀS⁻¹) B diag(v)
-        along_gains = along_spread.flatten(1) @ self.parts.flatten(1).T
-        slopes = -solved.squeeze(2) @ self.matrix, 0.5 * (w.square().sum(1) - a.square()), along_gains
+        along_scales = along_spread.flatten(1) @ self.parts.flatten(1).T
+        slopes = -solved.squeeze(2) @ self.matrix, 0.5 * (w.square().sum(1) - a.square()), along_scales
         return misfit, log_determinant, slopes, (w, root, jacobian)
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -557,7 +557,7 @@ class ModulatedEnergy(RelaxedEnergy):
         return gradient, fisher
 
     def _fisher(
-        self, found: tuple[Tensor, ...], v: Tensor, c_columns: Tensor, v_columns: Tensor, gains_columns: Tensor
+        self, found: tuple[Tensor, ...], v: Tensor, c_columns: Tensor, v_columns: Tensor, scales_columns: Tensor
     ) -> Tensor:
         """Of `model`, less I, from W = R B, R and K's Jacobian, which `_data_term` found: (P, k, k).
 
@@ -568,7 +568,7 @@ class ModulatedEnergy(RelaxedEnergy):
         q = root @ jacobian
         projected = q @ (self.basis @ c_columns)
         y = self.basis @ (v.unsqueeze(2) * w.mT)
-        d_columns = self.fields.T @ gains_columns
+        d_columns = self.fields.T @ scales_columns
         if w.shape[1] ** 2 <= 2 * len(self.basis):  # Δ along each code, from products of rows
             products = torch.cat([0.5 * w[:, :, None] * w[:, None], q[:, :, None] * y.mT[:, None]], 3)  # (P, m, m, 2 n)
             halves = (products.flatten(1, 2) @ torch.cat([v_columns, d_columns], 1)).unflatten(1, products.shape[1:3])
@@ -582,22 +582,22 @@ class ModulatedEnergy(RelaxedEnergy):
 
     def _conditioned(self, z: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         """E[x | y, z], or a draw of it by Matheron's rule: (P, 1, h, w)."""
-        c, v, gains = self.moments(z)
+        c, v, scales = self.moments(z)
         own, noise = torch.zeros_like(v), torch.zeros_like(self.y[rows])
         if generator is not None:
             own = v.sqrt() * torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v.device)
             noise = self.sigma * torch.randn(noise.shape, generator=generator, dtype=v.dtype).to(v.device)
 
-        def conditioned(rows: Tensor, c: Tensor, v: Tensor, gains: Tensor, own: Tensor, noise: Tensor) -> Tensor:
-            d = gains @ self.fields
+        def conditioned(rows: Tensor, c: Tensor, v: Tensor, scales: Tensor, own: Tensor, noise: Tensor) -> Tensor:
+            d = scales @ self.fields
             predicted, jacobian = self._linearise_in_pixels(c)
             residual = self.y[rows] - predicted - noise
             residual = residual - ((d * (own @ self.basis.T)).unsqueeze(1) @ jacobian.mT).squeeze(1)
-            solved = _solve(_cholesky(self._covariance(jacobian, v, gains)), residual)
+            solved = _solve(_cholesky(self._covariance(jacobian, v, scales)), residual)
             own = own + v * ((d * (solved.unsqueeze(1) @ jacobian).squeeze(1)) @ self.basis)
             return c @ self.basis.T + d * (own @ self.basis.T)
 
-        return by_parts(conditioned, self.dense_chunk, rows, c, v, gains, own, noise).reshape(-1, 1, *self.shape)
+        return by_parts(conditioned, self.dense_chunk, rows, c, v, scales, own, noise).reshape(-1, 1, *self.shape)
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         """E[x | y, z] = G(z) + Σ(z) Kᵀ S(z)⁻¹ (y - K G(z)): (P, 1, h, w)."""
@@ -620,29 +620,29 @@ class WhiteEnergy(ModulatedEnergy):
         super()._prepare()
         self.size = 2**14
 
-    def _whitened(self, v: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+    def _whitened(self, v: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         """D's diagonal (P, n), and log det S (P,)."""
-        d = gains @ self.fields
+        d = scales @ self.fields
         return d, v.log().sum(1) + 2 * d.log().sum(1)
 
-    def _root(self, c: Tensor, v: Tensor, gains: Tensor) -> tuple[Tensor, ...]:
-        d, log_determinant = self._whitened(v, gains)
+    def _root(self, c: Tensor, v: Tensor, scales: Tensor) -> tuple[Tensor, ...]:
+        d, log_determinant = self._whitened(v, scales)
         root = self.basis.T / d[:, None] / v.sqrt()[:, :, None]
         return *self._linearise_in_pixels(c), root, log_determinant
 
     def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
         if noise is not None and noise.any():
             return super().value(z, rows, noise)
-        c, v, gains = self.moments(z)
-        d, log_determinant = self._whitened(v, gains)
+        c, v, scales = self.moments(z)
+        d, log_determinant = self._whitened(v, scales)
         white = (self.y[rows] - c @ self.basis.T) / d @ self.basis
         return self._energy(z, rows, (white.square() / v).sum(1), log_determinant)
 
     def cross(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
         if noise:
             return super().cross(z, rows, noise)
-        c, v, gains = self.moments(z)
-        d, log_determinant = self._whitened(v, gains)
+        c, v, scales = self.moments(z)
+        d, log_determinant = self._whitened(v, scales)
         white = (self.y[rows] - (c @ self.basis.T)[:, None]) / d[:, None] @ self.basis
         return self._cross_energy(z, rows, (white.square() / v[:, None]).sum(2), log_determinant)
 
@@ -666,8 +666,8 @@ class SeparableEnergy(ModulatedEnergy):
     def _dense_size(self) -> int:
         return 8 * len(self.basis) ** 2
 
-    def _covariance(self, jacobian: Tensor, v: Tensor, gains: Tensor) -> Tensor:
-        return self._seen(_scaled(self._in_pixels(v), gains @ self.fields))
+    def _covariance(self, jacobian: Tensor, v: Tensor, scales: Tensor) -> Tensor:
+        return self._seen(_scaled(self._in_pixels(v), scales @ self.fields))
 
     def _seen(self, covariance: Tensor) -> Tensor:
         """σ² I + K Σ Kᵀ for Σ (P, n, n), in its place where K = I."""
@@ -688,8 +688,8 @@ class SeparableEnergy(ModulatedEnergy):
         by_axes = matrix.reshape(-1, h, w, h, w).transpose(2, 3).reshape(-1, h * h, w * w)
         return (first.T @ by_axes @ second).flatten(1)
 
-    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor, gains: Tensor) -> tuple:
-        d, inside = gains @ self.fields, self._in_pixels(v)
+    def _data_term(self, rows: Tensor, c: Tensor, v: Tensor, scales: Tensor) -> tuple:
+        d, inside = scales @ self.fields, self._in_pixels(v)
         factor, residual = _cholesky(self._seen(_scaled(inside, d))), self.y[rows] - c @ self.matrix.T
         solved = _solve(factor, residual)
         q, a = torch.cholesky_inverse(factor.mT, upper=True).mT, solved  # Q, and KᵀS⁻¹r; transposed as in `_solve`
@@ -697,11 +697,11 @@ class SeparableEnergy(ModulatedEnergy):
             q, a = _from_both_sides([axis.T for axis in self.operator_axes], q), solved @ self.operator_matrix
         outer = q - a[:, :, None] * a[:, None]  # N
         along_v = 0.5 * self._spectrum(_scaled(outer, d))
-        along_gains = (inside.mul_(outer) @ d.unsqueeze(2)).squeeze(2) @ self.fields.T
-        return (residual * solved).sum(1), _log_determinant(factor), (-a @ self.basis, along_v, along_gains), (d, q)
+        along_scales = (inside.mul_(outer) @ d.unsqueeze(2)).squeeze(2) @ self.fields.T
+        return (residual * solved).sum(1), _log_determinant(factor), (-a @ self.basis, along_v, along_scales), (d, q)
 
     def _fisher(
-        self, found: tuple[Tensor, ...], v: Tensor, c_columns: Tensor, v_columns: Tensor, gains_columns: Tensor
+        self, found: tuple[Tensor, ...], v: Tensor, c_columns: Tensor, v_columns: Tensor, scales_columns: Tensor
     ) -> Tensor:
         """Of `model`, less I, from D's diagonal (P, n) and Q (P, n, n), which `_data_term` found: (P, k, k).
 
@@ -714,7 +714,7 @@ class SeparableEnergy(ModulatedEnergy):
         p = _on_axes(adjoint, d.unsqueeze(2) * spectral.mT)
         x = _on_axes(basis, v.unsqueeze(2) * spectral)
         y = _on_axes(basis, v.unsqueeze(2) * p)
-        d_columns, mean_columns = self.fields.T @ gains_columns, _on_axes(basis, c_columns)
+        d_columns, mean_columns = self.fields.T @ scales_columns, _on_axes(basis, c_columns)
         mixed = spectral.mul_(y.mT)
         along_v = 0.5 * p.square_() @ v_columns + mixed @ d_columns
         along_d = (x * x.mT).addcmul_(_on_axes(basis, v.unsqueeze(2) * y.mT), q) @ d_columns + mixed.mT @ v_columns

@@ -1,6 +1,7 @@
 """Photographs to patches and back to pictures: reading as grey, resizing, cutting, the DCT basis, grids of patches."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from genprior.params import InputError
-from genprior.stage import whole_file
+from genprior.files import InputError, whole_file
 
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM")  # Pillow would run Ghostscript for others
 MOST_PIXELS = 2**27  # 134 megapixels: a file of a few bytes can claim any number
@@ -153,6 +153,12 @@ def dct_basis(height: int, width: int) -> np.ndarray:
     n = height * width
     coefficients = scipy.fft.dctn(np.eye(n).reshape(n, height, width), axes=(1, 2), norm="ortho")
     return coefficients.reshape(n, n)
+
+
+def psnr_db(mean_squared_error: float) -> float:
+    """Peak signal-to-noise ratio of images in [0, 1]: -10 log10(mean squared error), in dB, inf without an error."""
+    error = float(mean_squared_error)
+    return -10 * math.log10(error) if error else math.inf
 
 
 def tile(patches: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:

@@ -64,7 +64,7 @@ def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Te
     return z, rows.mT
 
 
-def gain_fields(shape: tuple[int, int], grid: int = 4) -> Tensor:
+def scale_fields(shape: tuple[int, int], grid: int = 4) -> Tensor:
     """Bumps that add up to 1 in every pixel: bilinear interpolation from a coarse grid, (at most grid², h w)."""
     axes = []
     for size in shape:
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
     of contrast and texture is even in every coefficient. A linear path beside the network holds PCA.
 
     A variational one also sees how much of each frequency band is in each part of the patch, as logarithms of energies:
-    what v(z) and gains speak of, and sums of squares that are hard to learn. They have a linear path too.
+    what v(z) and scales speak of, and sums of squares that are hard to learn. They have a linear path too.
     """
 
     MOST_LOG_VARIANCE = 4.0  # far above the prior's 0; a patch unlike all others would overflow e^v, and end training
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
         seen = 2 * n
         if variational:
             self.register_buffer("bands", frequency_bands(coefficients.shape), persistent=False)
-            self.register_buffer("parts", gain_fields(coefficients.shape).float(), persistent=False)
+            self.register_buffer("parts", scale_fields(coefficients.shape).float(), persistent=False)
             energies = len(self.bands) * len(self.parts)
             seen += energies
             self.log_variance = nn.Linear(hidden[-1], latent_size)
@@ -173,12 +173,12 @@ class Decoder(nn.Module):
     """G: code (N, k) -> standardised DCT coefficients (N, n), beside it the variance v of what G leaves out.
 
     `noise` is None (no residual model), "constant" (one sigma for all pixels), or a network's v(z): "dct", one variance
-    for each DCT coefficient, or "pixel". "modulated" is "dct" with another network's gains d(z), by which what v(z)
+    for each DCT coefficient, or "pixel". "modulated" is "dct" with another network's scales d(z), by which what v(z)
     draws is multiplied in the pixels: texture on one side of an edge, none on the other, which no v can say alone.
     A linear path beside the network makes PCA the model's starting point.
     """
 
-    LOG_GAIN = 3.0  # most and least of a gain's logarithm
+    LOG_SCALE = 3.0  # most and least of a gain's logarithm
     LOG_VARIANCE = (-7.0, 2.0)  # of standardised coefficients: keeps e^v and its gradient in range
 
     def __init__(
@@ -194,17 +194,17 @@ class Decoder(nn.Module):
         self.log_variance = mlp([latent_size, *hidden, n], activation) if varying else None
         self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
         self.by_pixel = noise == "pixel"
-        self.log_gain = None
+        self.log_scale = None
         if noise == "modulated":
-            self.add_gains(latent_size, hidden, activation)
+            self.add_scales(latent_size, hidden, activation)
 
-    def add_gains(self, latent_size: int, hidden: list[int], activation: str) -> None:
+    def add_scales(self, latent_size: int, hidden: list[int], activation: str) -> None:
         """Gains d(z) beside v(z), all 1 until they are trained."""
-        fields = gain_fields(self.coefficients.shape).float()
+        fields = scale_fields(self.coefficients.shape).float()
         self.register_buffer("fields", fields, persistent=False)
-        self.log_gain = mlp([latent_size, *hidden, len(fields)], activation)
-        nn.init.zeros_(self.log_gain[-1].weight)
-        nn.init.zeros_(self.log_gain[-1].bias)
+        self.log_scale = mlp([latent_size, *hidden, len(fields)], activation)
+        nn.init.zeros_(self.log_scale[-1].weight)
+        nn.init.zeros_(self.log_scale[-1].bias)
 
     def forward(self, code: Tensor) -> Tensor:
         """Mean of the standardised coefficients: (N, k) -> (N, n)."""
@@ -224,18 +224,18 @@ class Decoder(nn.Module):
         variance, slope = with_slope(self._variance_of, raw)
         return variance, slope.unsqueeze(2) * tangents
 
-    def gains(self, code: Tensor) -> Tensor:
-        """How much of each of `fields` the gain d is made of, d = gains @ fields: (N, k) -> (N, fields)."""
-        return self._gains_of(self.log_gain(code))
+    def scales(self, code: Tensor) -> Tensor:
+        """How much of each of `fields` the gain d is made of, d = scales @ fields: (N, k) -> (N, fields)."""
+        return self._scales_of(self.log_scale(code))
 
-    def gains_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """`gains`, and their tangents for code tangents (k, j): (N, fields) and (N, fields, j)."""
-        raw, tangents = with_columns(self.log_gain, code, columns)
-        gains, slope = with_slope(self._gains_of, raw)
-        return gains, slope.unsqueeze(2) * tangents
+    def scales_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """`scales`, and their tangents for code tangents (k, j): (N, fields) and (N, fields, j)."""
+        raw, tangents = with_columns(self.log_scale, code, columns)
+        scales, slope = with_slope(self._scales_of, raw)
+        return scales, slope.unsqueeze(2) * tangents
 
-    def _gains_of(self, raw: Tensor) -> Tensor:
-        return (self.LOG_GAIN * torch.tanh(raw / self.LOG_GAIN)).exp()
+    def _scales_of(self, raw: Tensor) -> Tensor:
+        return (self.LOG_SCALE * torch.tanh(raw / self.LOG_SCALE)).exp()
 
     def _variance_of(self, raw: Tensor) -> Tensor:
         # A smooth clamp: the gradient never dies, and second-order methods see no kink.

@@ -5,19 +5,13 @@ with the same K for the whole batch. deepinv's physics have this interface. Nois
 the units of y.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.ndimage import convolve, gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
-
-from genprior.params import Problem
-from genprior.quality import reconstruction_measures
-from genprior.stage import stream
 
 
 class LinearOperator(Protocol):
@@ -106,79 +100,6 @@ def gaussian_sensing(shape: tuple[int, int], measurements: int, generator: torch
     return Dense(matrix / measurements**0.5, shape)
 
 
-def motion_blur(shape: tuple[int, int], length: float, angle: float) -> Dense:
-    """Convolution with a straight streak of `length` pixels at `angle` degrees, mirrored at the borders; m = n."""
-    reach = int(length / 2) + 1
-    offsets = np.linspace(-length / 2, length / 2, 20 * reach + 1)
-    kernel = np.zeros((2 * reach + 2, 2 * reach + 2))
-    angle = np.deg2rad(angle)
-    for row, column in zip(reach + offsets * np.sin(angle), reach + offsets * np.cos(angle), strict=True):
-        i, j = int(row), int(column)
-        kernel[i : i + 2, j : j + 2] += np.outer([1 - row + i, row - i], [1 - column + j, column - j])  # bilinear
-    kernel = kernel[:-1, :-1] / kernel.sum()
-    return Dense(_columns(lambda pixel: convolve(pixel, kernel, mode="reflect"), shape), shape)
-
-
-def fourier_samples(mask: Tensor) -> Dense:
-    """Some coefficients of the orthonormal 2-D Fourier transform (MRI): their real parts, then the imaginary ones.
-
-    mask: bool, (h, w), True at the measured frequencies, in the order of numpy.fft.fft2; m is twice their number.
-    """
-
-    def measure(pixel: np.ndarray) -> np.ndarray:
-        spectrum = np.fft.fft2(pixel, norm="ortho")[mask.numpy()]
-        return np.concatenate([spectrum.real, spectrum.imag])
-
-    return Dense(_columns(measure, mask.shape), mask.shape)
-
-
-def tomography(shape: tuple[int, int], angles: np.ndarray) -> Dense:
-    """Parallel-beam line sums in pixels by scikit-image's Radon transform; square shape, angles in degrees."""
-    from skimage.transform import radon  # a second to import, for this operator alone
-
-    return Dense(_columns(lambda pixel: radon(pixel, angles, circle=False), shape), shape)
-
-
-def _columns(measure: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """The matrix of a linear function of pictures, one unit pixel at a time."""
-    pixels = np.eye(shape[0] * shape[1]).reshape(-1, *shape)
-    return np.stack([measure(pixel).ravel() for pixel in pixels], 1)
-
-
-class PhaselessFourier(nn.Module):
-    """Magnitudes of the orthonormal 2-D Fourier transform of the picture padded to twice its size: phase retrieval.
-
-    Not linear: there is no adjoint. y is (N, 1, 2 h, 2 w), in units of x.
-    """
-
-    def __init__(self, shape: tuple[int, int]):
-        super().__init__()
-        # As matrices and not by FFT: they also run under nested batches of derivatives, where torch's FFT fails.
-        for name, side in zip(("rows", "columns"), shape, strict=True):
-            transform = np.fft.fft(np.eye(side), 2 * side, axis=0, norm="ortho")
-            for part, values in (("real", transform.real), ("imaginary", transform.imag)):
-                buffer = torch.from_numpy(np.ascontiguousarray(values)).to(torch.get_default_dtype())
-                self.register_buffer(f"{name}_{part}", buffer)
-
-    def A(self, x: Tensor) -> Tensor:
-        real, imaginary = self.rows_real @ x, self.rows_imaginary @ x
-        spectrum_real = real @ self.columns_real.T - imaginary @ self.columns_imaginary.T
-        spectrum_imaginary = real @ self.columns_imaginary.T + imaginary @ self.columns_real.T
-        # smooth where the magnitude vanishes
-        return (spectrum_real.square() + spectrum_imaginary.square() + 1e-12).sqrt()
-
-
-class Saturation(nn.Module):
-    """A sensor that clips: y = min(max(x, low), high), in units of x. Not linear: there is no adjoint."""
-
-    def __init__(self, low: float, high: float):
-        super().__init__()
-        self.low, self.high = low, high
-
-    def A(self, x: Tensor) -> Tensor:
-        return x.clamp(self.low, self.high)
-
-
 def as_matrix(operator: LinearOperator, shape: tuple[int, int], like: Tensor | None = None) -> Tensor:
     """The matrix of a linear operator on patches of `shape`, of the dtype and on the device of `like`: (m, n)."""
     n = shape[0] * shape[1]
@@ -200,59 +121,3 @@ def factors_by_axis(matrix: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Ten
     first = first / first[largest // (w * w)]
     found = first.reshape(h, h).contiguous(), second.reshape(w, w).contiguous()
     return found if torch.allclose(torch.kron(*found), matrix, rtol=0, atol=1e-5 * float(matrix.abs().max())) else None
-
-
-def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Generator) -> nn.Module:
-    """The operator of one block of `problems` in params.yaml, for patches of `shape`."""
-    match problem.operator:
-        case "identity":
-            return Identity()
-        case "inpaint":
-            seen = max(1, round((1 - problem.missing) * shape[0] * shape[1]))
-            mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
-            mask[torch.randperm(len(mask), generator=generator)[:seen]] = True
-            return Inpainting(mask.reshape(shape))
-        case "blur":
-            return GaussianBlur(shape, problem.width)
-        case "downsample":
-            return Downsampling(problem.factor)
-        case "gaussian":
-            return gaussian_sensing(shape, problem.measurements, generator)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One inverse problem posed: y = K x + e, e ~ N(0, sigma² I)."""
-
-    name: str
-    operator: nn.Module
-    sigma: float
-    y: Tensor
-
-    def of(self, count: int) -> "Measured":
-        """The same problem for the first `count` patches."""
-        return replace(self, y=self.y[:count])
-
-    def residual_over_sigma(self, estimate: Tensor) -> float:
-        """Root mean square of K x̂ - y in units of sigma, x̂ (N, 1, h, w): about 1 where x̂ explains y, not its noise."""
-        return (self.operator.A(estimate) - self.y).square().mean().sqrt().item() / self.sigma
-
-    def measures(self, x: Tensor, estimate: Tensor) -> dict[str, float]:
-        """Errors of estimates against the truths x, both (N, 1, h, w), and their misfit to the measurements."""
-        return {**reconstruction_measures(x, estimate), "residual_over_sigma": self.residual_over_sigma(estimate)}
-
-
-def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "test") -> list[Measured]:
-    """Measure patches x (N, 1, h, w) by every problem.
-
-    The operator depends on the seed and the problem's name alone, so that validation and test see the same K; the
-    noise on what `patches` says they are, too. Whoever poses the same problems on the same patches gets the same
-    measurements.
-    """
-    measured = []
-    for name, problem in problems.items():
-        operator = build_operator(problem, tuple(x.shape[2:]), stream(seed, name)).to(x.device)
-        clean = operator.A(x)
-        noise = torch.randn(clean.shape, generator=stream(seed, f"{name}/noise/{patches}")).to(x.device)
-        measured.append(Measured(name, operator, problem.sigma, clean + problem.sigma * noise))
-    return measured

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from genprior.energies import Energy, by_parts, cross_energies
+from genprior.gaussian import LOG_2_PI
 from genprior.inversion import Inversion, Modes
-from genprior.losses import LOG_2_PI
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
 TEMPERING, FADING = "tempered likelihood", "fading error"

@@ -3,20 +3,18 @@
 import json
 import math
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from genprior.classical import fit_gaussian_prior
-from genprior.losses import gaussian_log_likelihood, kl_standard_normal, reparameterise
+from genprior.files import InputError, whole_file
+from genprior.flow import CouplingFlow
+from genprior.gaussian import gaussian_log_likelihood
 from genprior.networks import Coefficients, Decoder, Encoder, with_columns
-from genprior.params import MOST_PIXELS, Activation, Components, Hidden, InputError, Pair, Settings, Size, check
-from genprior.stage import whole_file
-from genprior.transport import CouplingFlow, MixtureTransport
+
+MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 
 
 class Prior(nn.Module):
@@ -26,11 +24,10 @@ class Prior(nn.Module):
     Without a residual model the images are G(z) alone, z ~ N(0, I), as the chapter has it (`decode`).
 
     G's code z is standard normal by construction for VAE and GAN. For an autoencoder the network's code is
-    `code_mean + code_factor t(z)`, after the density fitted to its codes: one Gaussian, t(z) = z, or a mixture of so
-    many `components` (`MixtureTransport`). v is None for a prior without a residual model.
+    `code_mean + code_factor z`, after the Gaussian fitted to its codes. v is None for a prior without a residual model.
 
     U is the DCT, or the identity where v is the pixels' variance. Where noise is "modulated", the covariance is
-    D U diag(v) Uᵀ D with D = diag(d(z)): the gains of `fields`, smooth over the patch.
+    D U diag(v) Uᵀ D with D = diag(d(z)): the scales of `fields`, smooth over the patch.
 
     shape: (h, w) of a patch; noise: None, "constant", "dct", "modulated" or "pixel", see `Decoder`; encoder: "none",
     "plain" (a code) or "variational" (its mean and log-variance of z); flow: whether T is one.
@@ -44,7 +41,6 @@ class Prior(nn.Module):
         activation: str,
         noise: str | None = None,
         encoder: str = "none",
-        components: int = 1,
         flow: bool = False,
     ):
         super().__init__()
@@ -55,7 +51,6 @@ class Prior(nn.Module):
             "activation": activation,
             "noise": noise,
             "encoder": encoder,
-            "components": components,
             "flow": False,
         }
         self.shape, self.latent_size = tuple(shape), latent_size
@@ -66,7 +61,6 @@ class Prior(nn.Module):
         self.decoder = Decoder(self.coefficients, latent_size, hidden, activation, noise)
         self.register_buffer("code_mean", torch.zeros(latent_size))
         self.register_buffer("code_factor", torch.eye(latent_size))
-        self.transport = MixtureTransport(components, latent_size) if components > 1 else None
         self.flow = None
         if flow:
             self.add_flow()
@@ -77,10 +71,10 @@ class Prior(nn.Module):
             self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
         self.config["flow"] = True
 
-    def add_gains(self) -> None:
+    def add_scales(self) -> None:
         """Make a residual model of noise "dct" a "modulated" one, the same until it is trained."""
         with torch.random.fork_rng(devices=[]):
-            self.decoder.add_gains(self.latent_size, self.config["hidden"], self.config["activation"])
+            self.decoder.add_scales(self.latent_size, self.config["hidden"], self.config["activation"])
         self.decoder.to(self.code_mean)
         self.config["noise"] = "modulated"
 
@@ -97,8 +91,8 @@ class Prior(nn.Module):
 
     @property
     def fields(self) -> Tensor | None:
-        """Of which the gain d(z) is made, d = gains @ fields: (B, n pixels); None where there is none."""
-        return None if self.decoder.log_gain is None else self.decoder.fields
+        """Of which the gain d(z) is made, d = scales @ fields: (B, n pixels); None where there is none."""
+        return None if self.decoder.log_scale is None else self.decoder.fields
 
     @property
     def is_variational(self) -> bool:
@@ -107,27 +101,22 @@ class Prior(nn.Module):
 
     def code(self, z: Tensor) -> Tensor:
         """The network's code of a standard normal latent: (N, k) -> (N, k)."""
-        standard = z if self.transport is None else self.transport(z)
-        return self.code_mean + standard @ self.code_factor.T
+        return self.code_mean + z @ self.code_factor.T
 
     def code_with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`code` and its Jacobian, (N, k, k), or (k, k) where it is the same for all."""
-        if self.transport is None:
-            return self.code(z), self.code_factor
-        standard = self.transport(z)
-        columns = self.code_factor @ self.transport.jacobian(standard)
-        return self.code_mean + standard @ self.code_factor.T, columns
+        """`code` and its Jacobian, the same for all: (N, k) and (k, k)."""
+        return self.code(z), self.code_factor
 
     def moments(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Mean and variance v of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None; gains (N, B) where there are any."""
+        """Mean and variance v of Uᵀx given z: (N, k) -> (N, n) and (N, n) or None; scales (N, B) where there are any."""
         code = self.code(z if self.flow is None else self.flow(z))
         mean = self.coefficients.restore(self.decoder(code))
         mean = mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean
-        gains = () if self.fields is None else (self.decoder.gains(code),)
-        return mean, self.decoder.variance(code), *gains
+        scales = () if self.fields is None else (self.decoder.scales(code),)
+        return mean, self.decoder.variance(code), *scales
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """`moments` and their Jacobians: two (N, n), then two (N, n, k); of gains (N, B) and (N, B, k)."""
+        """`moments` and their Jacobians: two (N, n), then two (N, n, k); of scales (N, B) and (N, B, k)."""
         if self.flow is None:
             code, columns = self.code_with_columns(z)
         else:
@@ -141,14 +130,14 @@ class Prior(nn.Module):
             mean, mean_columns = mean @ self.coefficients.basis.T, self.coefficients.basis @ mean_columns
         if self.fields is None:
             return (mean, variance), (mean_columns, variance_columns)
-        gains, gains_columns = self.decoder.gains_with_columns(code, columns)
-        return (mean, variance, gains), (mean_columns, variance_columns, gains_columns)
+        scales, scales_columns = self.decoder.scales_with_columns(code, columns)
+        return (mean, variance, scales), (mean_columns, variance_columns, scales_columns)
 
-    def residual_log_likelihood(self, residual: Tensor, variance: Tensor, gains: Tensor | None = None) -> Tensor:
+    def residual_log_likelihood(self, residual: Tensor, variance: Tensor, scales: Tensor | None = None) -> Tensor:
         """log N(Uᵀx - mean; 0, its covariance) of what `moments` gave: residual (N, n) -> (N,), in nats."""
-        if gains is None:
+        if scales is None:
             return gaussian_log_likelihood(residual, variance)
-        d = gains @ self.fields
+        d = scales @ self.fields
         return gaussian_log_likelihood((residual @ self.basis.T / d) @ self.basis, variance) - d.log().sum(1)
 
     def through(self, matrix: Tensor) -> "Observed":
@@ -164,18 +153,11 @@ class Prior(nn.Module):
         code = self.encoder(x)
         if self.is_variational:
             code = code[0] if self.flow is None else self.flow(code[0])
-        standard = self._standardised(code)
-        return standard if self.transport is None else self.transport.inverse(standard)
-
-    def _standardised(self, code: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.code_factor, (code - self.code_mean).T, upper=False).T
 
     @torch.no_grad()
-    def fit_codes(self, x: Tensor, seed: int = 0) -> None:
-        """Fit its density to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I).
-
-        seed: of the mixture's start, where there is one.
-        """
+    def fit_codes(self, x: Tensor) -> None:
+        """Fit its density to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I)."""
         codes = self.encoder(x)
         if not codes.isfinite().all():
             raise InputError("the codes came out as no finite numbers: training diverged; a smaller lr would be right")
@@ -184,15 +166,6 @@ class Prior(nn.Module):
         covariance = torch.cov(codes.T).reshape(self.latent_size, self.latent_size)
         ridge = 1e-6 * covariance.diagonal().mean().clamp_min(1e-6)
         self.code_factor.copy_(torch.linalg.cholesky(covariance + ridge * torch.eye(self.latent_size, device=x.device)))
-        if self.transport is not None:
-            count = len(self.transport.mean)
-            if len(codes) < count:
-                raise InputError(f"{len(codes)} training patches are too few for train_ae.code_components = {count}")
-            standard = self._standardised(codes).double().cpu().numpy()
-            found = fit_gaussian_prior(standard, np.eye(self.latent_size), count, 100, seed)
-            self.transport.log_weight.copy_(torch.from_numpy(found.weight).log())
-            self.transport.mean.copy_(torch.from_numpy(found.mean))
-            self.transport.factor.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariance)))
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, residual: bool) -> Tensor:
@@ -201,16 +174,16 @@ class Prior(nn.Module):
         z = torch.randn(count, self.latent_size, generator=generator).to(device)
         if not residual:
             return self.decode(z)
-        mean, variance, *gains = self.moments(z)
+        mean, variance, *scales = self.moments(z)
         drawn = variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
-        return self.synthesise(mean, drawn, *gains)
+        return self.synthesise(mean, drawn, *scales)
 
-    def synthesise(self, mean: Tensor, residual: Tensor, gains: Tensor | None = None) -> Tensor:
+    def synthesise(self, mean: Tensor, residual: Tensor, scales: Tensor | None = None) -> Tensor:
         """U mean + D U residual, of what `moments` gave and a draw of N(0, diag v): (N, n) twice -> (N, 1, h, w)."""
-        if gains is None:
+        if scales is None:
             x = (mean + residual) @ self.basis.T
         else:
-            x = mean @ self.basis.T + (gains @ self.fields) * (residual @ self.basis.T)
+            x = mean @ self.basis.T + (scales @ self.fields) * (residual @ self.basis.T)
         return x.reshape(-1, 1, *self.shape)
 
 
@@ -238,22 +211,6 @@ class Observed(nn.Module):
         return predicted + code @ self.linear.T, columns + self.linear @ code_columns
 
 
-def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """The ELBO's terms for patches (N, 1, h, w) at one latent draw each, z = μ(x) + σ(x) ⊙ noise: all (N,).
-
-    log_likelihood log p(x | z) and kl KL(q(z | x) ‖ N(0, I)) in nats, squared_error ‖x - G(z)‖².
-    """
-    mean, log_variance = encoder(x)
-    z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
-    predicted, *spread = prior.moments(z)
-    residual = x.flatten(1) @ prior.basis - predicted
-    return {
-        "log_likelihood": prior.residual_log_likelihood(residual, *spread),
-        "kl": kl_standard_normal(mean, log_variance),
-        "squared_error": residual.square().sum(1),
-    }
-
-
 def save_prior(prior: Prior, path: str | Path) -> None:
     """Write the weights as safetensors, with what rebuilds the network in the metadata."""
     # One metadata key: safetensors does not keep the order of several, and the bytes would change from run to run.
@@ -262,19 +219,6 @@ def save_prior(prior: Prior, path: str | Path) -> None:
     content = save(shared, metadata={"prior": json.dumps(prior.config, sort_keys=True)})
     with whole_file(path) as part:
         part.write_bytes(content)
-
-
-class _Config(Settings):
-    """What a prior's file says of its network."""
-
-    shape: Pair
-    latent_size: Size
-    hidden: Hidden
-    activation: Activation
-    noise: Literal["constant", "dct", "modulated", "pixel"] | None
-    encoder: Literal["none", "plain", "variational"]
-    components: Components = 1
-    flow: bool = False
 
 
 def load_prior(
@@ -295,8 +239,11 @@ def load_prior(
         raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
     except Exception:  # whatever json says of what is none
         raise InputError(f"{path}: not the file of a prior: it has no settings of one") from None
-    config = check(_Config, config, f"{path}: not the file of a prior")
-    for name, size in {"coefficients.mean": math.prod(config.shape), "code_mean": config.latent_size}.items():
+    try:
+        sizes = {"coefficients.mean": math.prod(config["shape"]), "code_mean": config["latent_size"]}
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not the file of a prior: its settings have no shape or latent_size") from None
+    for name, size in sizes.items():
         if name not in weights or weights[name].shape != (size,) or size > MOST_PIXELS:
             raise InputError(f"{path}: not the file of a prior: {name} is not the {size} numbers of its settings")
     for name, tensor in weights.items():
@@ -304,16 +251,17 @@ def load_prior(
             raise InputError(f"{path}: {name} is {tensor.dtype}; torch.float32 would be right")
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {name} is not finite; train the prior anew, with a smaller lr where it diverged")
-    if shape is not None and config.shape != list(shape):
+    side = config["shape"]
+    if shape is not None and side != list(shape):
         raise InputError(
-            f"{path}: a prior of {config.shape[0]} × {config.shape[1]} patches, and these are {shape[0]} × {shape[1]}; "
+            f"{path}: a prior of {side[0]} × {side[1]} patches, and these are {shape[0]} × {shape[1]}; "
             "train it anew on them"
         )
-    with torch.device("meta"):  # no memory for what the settings claim before the weights are known to be there
-        prior = Prior(**config.model_dump())
     try:
+        with torch.device("meta"):  # no memory for what the settings claim before the weights are known to be there
+            prior = Prior(**config)
         lacking, unknown = prior.load_state_dict(weights, strict=False, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not the file of a prior: {' '.join(str(error).split())[:400]}") from None
     lacking = [name for name in lacking if ".coefficients." not in name]
     if lacking or unknown:

@@ -9,13 +9,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from genprior import classical
+from genprior.files import InputError
 from genprior.images import dct_basis
-from genprior.operators import as_matrix, pose
-from genprior.params import InputError, Params, load_params
-from genprior.patches import different_patches, draw_batch, draw_patches, load_splits, to_unit
-from genprior.quality import reconstruction_measures
-from genprior.stage import run, set_up, side_by_side, steps, write_array, write_metrics
+from genprior.operators import as_matrix
+from pipeline import classical
+from pipeline.files import write_array, write_metrics
+from pipeline.params import Params, load_params
+from pipeline.patches import different_patches, draw_batch, draw_patches, load_splits, to_unit
+from pipeline.problems import pose, reconstruction_measures
+from pipeline.processes import side_by_side
+from pipeline.run import run, set_up, steps
 
 Estimator = Callable[[np.ndarray, list[float]], list[np.ndarray] | np.ndarray]  # of y (N, m): (N, n) for each weight
 

@@ -7,15 +7,11 @@ import torch
 from torch import Tensor
 
 from genprior import images
-from genprior.losses import (
-    kl_standard_normal,
-    minimax_discriminator,
-    non_saturating_generator,
-    reparameterise,
-)
 from genprior.networks import mlp
-from genprior.params import load_params
-from genprior.stage import run, set_up, write_metrics
+from pipeline.files import write_metrics
+from pipeline.losses import kl_standard_normal, minimax_discriminator, non_saturating_generator, reparameterise
+from pipeline.params import load_params
+from pipeline.run import run, set_up
 
 SEED = 0  # the chapter's, whatever params.yaml says
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import skimage
 from PIL import Image
 
-from genprior.params import InputError, load_params
-from genprior.stage import run, whole_file
+from genprior.files import InputError, whole_file
+from pipeline.params import load_params
+from pipeline.run import run
 
 TARGET = Path("imgs/standard")
 # What is a photograph among scikit-image's data files; imgs/README.md gives the source and licence of each.

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from genprior.energies import Energy, RangeEnergy, relaxed_energy
+from genprior.files import InputError
+from genprior.gaussian import LOG_2_PI
 from genprior.inversion import CONVERGED, Inversion, Modes, screen, search
-from genprior.losses import LOG_2_PI
-from genprior.operators import Identity, Measured, pose
-from genprior.params import Evaluate, InputError, Params, Search, load_params
-from genprior.patches import draw_batch, draw_patches, load_patches
+from genprior.operators import Identity
 from genprior.posterior import (
     ANNEALED,
     Mixture,
@@ -33,8 +32,13 @@ from genprior.posterior import (
     sample_posterior,
 )
 from genprior.prior import Prior, load_prior
-from genprior.quality import interval_coverage, reconstruction_measures
-from genprior.stage import run, set_up, side_by_side, stream, write_array, write_metrics
+from genprior.streams import stream
+from pipeline.files import write_array, write_metrics
+from pipeline.params import Evaluate, Params, Search, load_params
+from pipeline.patches import draw_batch, draw_patches, load_patches
+from pipeline.problems import Measured, interval_coverage, pose, reconstruction_measures
+from pipeline.processes import side_by_side
+from pipeline.run import run, set_up
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
 SCREENED = 2048  # draws from the prior among which a relaxed search finds its starts

@@ -6,8 +6,10 @@ import math
 import numpy as np
 
 from genprior import images
-from genprior.params import MOST_NUMBERS, ExtractPatches, InputError, load_params
-from genprior.stage import run, write_array, write_metrics
+from genprior.files import InputError
+from pipeline.files import write_array, write_metrics
+from pipeline.params import MOST_NUMBERS, ExtractPatches, load_params
+from pipeline.run import run
 
 SPLITS = ("train", "validation", "test")
 MOST_CUT = 2**31  # pixels of all patches of a split, in bytes, before any are drawn

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from genprior.images import read_photograph, tile
-from genprior.params import InputError, Params, load_params
-from genprior.patches import draw_patches, load_patches
-from genprior.quality import psnr_db
-from genprior.stage import read_array, run, write_csv, write_text
+from genprior.files import InputError
+from genprior.images import psnr_db, read_photograph, tile
+from pipeline.files import read_array, write_csv, write_text
+from pipeline.params import Params, load_params
+from pipeline.patches import draw_patches, load_patches
+from pipeline.run import run
 
 TARGET = Path("data/report")
 PRIORS = ("ae", "vae", "gan")
@@ -178,7 +179,7 @@ def read_reconstructions(table: pd.DataFrame, problems: list[str], x: np.ndarray
 
 def reconstructions(estimates: dict[str, np.ndarray], problems: list[str], x: np.ndarray, count: int) -> list[str]:
     """A picture for each problem: the truth, and each method's estimates below; returns the files' names."""
-    from genprior import pictures  # Matplotlib takes a third of a second: not at the stage's start
+    from pipeline import pictures  # Matplotlib takes a third of a second: not at the stage's start
 
     written = []
     for i, problem in enumerate(problems):
@@ -208,7 +209,7 @@ def posterior_pictures(
     count: int,
 ) -> list[str]:
     """For each prior: truth, minimum norm, four posterior samples, their mean and standard deviation."""
-    from genprior import pictures
+    from pipeline import pictures
 
     written, i = [], problems.index(problem)
     for name in PRIORS:
@@ -428,7 +429,7 @@ def main() -> None:
     estimates, posteriors = read_reconstructions(table, problems, x), read_posteriors(problems, x.shape[1:])
     chapters = {"gan": read_curve("gan_chapter", shown["gan"][2:]), "vae": read_curve("vae_chapter", shown["vae"][2:])}
 
-    from genprior import pictures
+    from pipeline import pictures
 
     reconstructed = reconstructions(estimates, problems, x, params.report.pictures)
     pictured = posterior_pictures(

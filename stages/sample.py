@@ -5,13 +5,15 @@ import copy
 import torch
 from torch import Tensor
 
+from genprior.files import InputError
 from genprior.images import save_grid
-from genprior.losses import kl_standard_normal
-from genprior.params import InputError, Sample, load_params
-from genprior.patches import draw_patches, load_splits, to_unit
 from genprior.prior import Prior, load_prior
-from genprior.quality import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
-from genprior.stage import run, set_up, write_array, write_metrics
+from pipeline.files import write_array, write_metrics
+from pipeline.losses import kl_standard_normal
+from pipeline.measures import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
+from pipeline.params import Sample, load_params
+from pipeline.patches import draw_patches, load_splits, to_unit
+from pipeline.run import run, set_up
 
 PRIORS = ("ae", "vae", "gan")
 
@@ -31,7 +33,6 @@ def draws(priors: dict[str, Prior], count: int, seed: int) -> dict[tuple[str, st
         if prior.has_residual:
             found[name, "relaxed"] = draw(prior, residual=True)
     raw = copy.deepcopy(priors["ae"])
-    raw.transport = None
     raw.code_mean.zero_()
     raw.code_factor.copy_(torch.eye(raw.latent_size))
     found["ae_raw", "range"] = draw(raw, residual=False)
@@ -85,9 +86,9 @@ def images(prior: Prior, z: Tensor, residual: bool, seed: int) -> Tensor:
     """
     if not residual:
         return prior.decode(z)
-    mean, variance, *gains = prior.moments(z)
+    mean, variance, *scales = prior.moments(z)
     draw = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(seed))
-    return prior.synthesise(mean, variance.sqrt() * draw.to(mean.device), *gains)
+    return prior.synthesise(mean, variance.sqrt() * draw.to(mean.device), *scales)
 
 
 def between(prior: Prior, pairs: int, columns: int, residual: bool, seed: int) -> Tensor:

@@ -4,13 +4,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from genprior.images import psnr_db
 from genprior.networks import Encoder
-from genprior.params import Network, TrainAE, load_params
-from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
 from genprior.prior import Prior, save_prior
-from genprior.quality import psnr_db
-from genprior.stage import run, set_up, write_csv, write_metrics
-from genprior.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
+from pipeline.files import write_csv, write_metrics
+from pipeline.params import Network, TrainAE, load_params
+from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
+from pipeline.run import run, set_up
+from pipeline.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
 
 
 def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
@@ -32,7 +33,6 @@ def train(
         **network.model_dump(),
         noise="dct",
         encoder="plain",
-        components=settings.code_components,
     )
     prior.coefficients.fit(to_unit(patches.cpu()))
     prior.to(patches.device)
@@ -54,7 +54,7 @@ def train(
                 error = reconstruction_error(prior, x_validation)
             rows.append({"step": step + 1, "train_mse": loss.item(), "validation_mse": error.item()})
             bar.set_postfix(mse=f"{loss.item():.5f}")
-    prior.fit_codes(to_unit(patches), seed)
+    prior.fit_codes(to_unit(patches))
     return prior, pd.DataFrame(rows)
 
 

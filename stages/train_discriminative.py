@@ -1,7 +1,7 @@
 """The single-answer reconstructor that the chapter starts from: one network for each problem, measurement → patch.
 
 x̂ = x̂_G + a ⊙ (x̂_G - μ) + b in DCT coefficients: x̂_G the linear Gaussian estimate, the best that is linear in y, and
-a, b of one network of x̂_G, trained on pairs (x, K x + e) by the mean squared error: gains that follow the patch, as a
+a, b of one network of x̂_G, trained on pairs (x, K x + e) by the mean squared error: scales that follow the patch, as a
 mixture's posterior mean has them. It needs no generator and no search, and has to be trained anew for every K.
 
 Problems are solved side by side in up to `threads` processes of one thread each, on a CPU.
@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genprior.classical import GaussianPrior, fit_gaussian_prior
 from genprior.images import dct_basis
 from genprior.networks import Coefficients, mlp, tamed
-from genprior.operators import Measured, as_matrix, pose
-from genprior.params import Params, TrainDiscriminative, load_params
-from genprior.patches import draw_batch, draw_patches, load_splits, to_unit
-from genprior.stage import run, set_up, side_by_side, write_array, write_metrics
-from genprior.training import Checkpoint, cosine_adam, resumable
+from genprior.operators import as_matrix
+from pipeline.classical import GaussianPrior, fit_gaussian_prior
+from pipeline.files import write_array, write_metrics
+from pipeline.params import Params, TrainDiscriminative, load_params
+from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
+from pipeline.problems import Measured, pose
+from pipeline.processes import side_by_side
+from pipeline.run import run, set_up
+from pipeline.training import Checkpoint, cosine_adam, resumable
 
 CHECKPOINTS = Path(".checkpoints/train_discriminative")  # with a folder for each problem
 

@@ -6,14 +6,15 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from genprior.losses import ADVERSARIAL, curvature_penalty, gradient_penalty, lipschitz_penalty
 from genprior.networks import mlp
-from genprior.params import Network, TrainGAN, load_params
-from genprior.patches import draw_batch, load_splits, to_unit
 from genprior.prior import Prior, save_prior
-from genprior.quality import prdc
-from genprior.stage import run, set_up, write_csv, write_metrics
-from genprior.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
+from pipeline.files import write_csv, write_metrics
+from pipeline.losses import ADVERSARIAL, curvature_penalty, gradient_penalty, lipschitz_penalty
+from pipeline.measures import prdc
+from pipeline.params import Network, TrainGAN, load_params
+from pipeline.patches import draw_batch, load_splits, to_unit
+from pipeline.run import run, set_up
+from pipeline.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
 
 MONITORED = 1000  # patches and samples behind each row's coverage, recall and spread
 

@@ -6,12 +6,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from genprior.params import Network, TrainVAE, load_params
-from genprior.patches import draw_batch, load_splits, to_unit
-from genprior.prior import Prior, elbo_terms, save_prior
-from genprior.quality import psnr_db
-from genprior.stage import run, set_up, write_csv, write_metrics
-from genprior.training import Checkpoint, cosine_adam, logged, resumable
+from genprior.images import psnr_db
+from genprior.prior import Prior, save_prior
+from pipeline.files import write_csv, write_metrics
+from pipeline.losses import elbo_terms
+from pipeline.params import Network, TrainVAE, load_params
+from pipeline.patches import draw_batch, load_splits, to_unit
+from pipeline.run import run, set_up
+from pipeline.training import Checkpoint, cosine_adam, logged, resumable
 
 CHAPTER_BETA = 0.05  # of the chapter's cell: mean squared error + 0.05 · mean KL
 

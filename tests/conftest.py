@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from genprior.params import Params
+from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
@@ -98,7 +98,7 @@ def workspace(tmp_path, values):
         if not file.startswith(("data/", "metrics/")) and file != "dvc.lock" and (ROOT / file).is_file():
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, tmp_path / file)
-    tiny(values)["extract_patches"]["patch_size"] = [12, 12]  # with gains, an energy costs the cube of its pixels
+    tiny(values)["extract_patches"]["patch_size"] = [12, 12]  # with scales, an energy costs the cube of its pixels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     environment = surroundings()
 

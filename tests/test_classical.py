@@ -10,10 +10,11 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from genprior import classical
+from genprior.files import InputError
 from genprior.images import dct_basis
-from genprior.params import InputError, load_params
-from genprior.stage import write_array
+from pipeline import classical
+from pipeline.files import write_array
+from pipeline.params import load_params
 from stages import baselines
 
 
@@ -194,8 +195,8 @@ def test_iterations_end_with_the_first_that_gains_less_than_enough():
     x = np.random.default_rng(7).normal(size=(500, 3))
     share = np.eye(2)[(x[:, 0] > 0).astype(int)]
     fits = [classical.maximise_likelihood(x, share, count, 1e-3, -np.inf) for count in range(30)]
-    gains = np.diff([fitted.condition(np.eye(3), x, 0.0)[1].mean() for fitted in fits])
-    last = int(np.argmax(np.abs(gains) < 1e-4)) + 2  # by one iteration more, which sees the likelihood of the last
+    scales = np.diff([fitted.condition(np.eye(3), x, 0.0)[1].mean() for fitted in fits])
+    last = int(np.argmax(np.abs(scales) < 1e-4)) + 2  # by one iteration more, which sees the likelihood of the last
     assert 1 < last < 29
     found = classical.maximise_likelihood(x, share, 500, 1e-3, 1e-4)
     np.testing.assert_array_equal(found.mean, fits[last].mean)

@@ -21,8 +21,8 @@ from dvc.cli import DvcParserError
 from dvc.cli.parser import get_main_parser
 
 import genprior
-from genprior.params import Params
 from genprior.prior import Prior, save_prior
+from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,12 +9,12 @@ from torch.distributions import MultivariateNormal
 
 from genprior.energies import RangeEnergy
 from genprior.inversion import CONVERGED
-from genprior.operators import Identity, pose
-from genprior.params import Evaluate, Network, Search, TrainVAE
-from genprior.patches import to_unit
+from genprior.operators import Identity
 from genprior.posterior import dominant
-from genprior.quality import reconstruction_measures
-from genprior.stage import stream
+from genprior.streams import stream
+from pipeline.params import Evaluate, Network, Search, TrainVAE
+from pipeline.patches import to_unit
+from pipeline.problems import pose, reconstruction_measures
 from stages import evaluate, train_vae
 
 SETTINGS = Evaluate(

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genprior.params import ExtractPatches, InputError
+from genprior.files import InputError
+from pipeline.params import ExtractPatches
 from stages import collect_images, extract_patches
 
 

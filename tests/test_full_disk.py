@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from genprior.images import save_grid
-from genprior.pictures import curve_figure
 from genprior.prior import Prior, save_prior
-from genprior.stage import run, write_array, write_csv, write_metrics
-from genprior.training import Checkpoint, resumable
+from pipeline.files import write_array, write_csv, write_metrics
+from pipeline.pictures import curve_figure
+from pipeline.run import run
+from pipeline.training import Checkpoint, resumable
 from stages.collect_images import collect
 
 

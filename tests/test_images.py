@@ -5,7 +5,7 @@ import tifffile
 from PIL import Image
 
 from genprior import images
-from genprior.params import InputError
+from genprior.files import InputError
 
 GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10) * 2
 

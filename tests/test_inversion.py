@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
+from examples.operators import PhaselessFourier, Saturation
 from genprior.energies import (
     DiagonalEnergy,
     ModulatedEnergy,
@@ -34,8 +35,8 @@ from genprior.inversion import (
     screen,
     search,
 )
-from genprior.networks import gain_fields
-from genprior.operators import GaussianBlur, Identity, PhaselessFourier, Saturation, gaussian_sensing
+from genprior.networks import scale_fields
+from genprior.operators import GaussianBlur, Identity, gaussian_sensing
 
 SHAPE, N = (4, 5), 20
 BASIS = torch.from_numpy(dct_basis(*SHAPE))
@@ -208,7 +209,7 @@ def curved_moments(draw, k=3):
     return lambda z: (torch.tanh(z @ inner.T) @ outer.T, 0.1 * torch.exp(torch.tanh(z @ spread.T)))
 
 
-FIELDS = gain_fields(SHAPE, 3)
+FIELDS = scale_fields(SHAPE, 3)
 
 
 def modulated_moments(draw, k=3):
@@ -426,8 +427,8 @@ def test_relaxed_energy_is_the_gaussians(draw, name):
 
 def image_law(moments, z):
     """Mean and covariance of x given each code, as they are defined: (P, N) and (P, N, N)."""
-    mean, variance, gains = moments(z)
-    root = (gains @ FIELDS)[:, :, None] * BASIS
+    mean, variance, scales = moments(z)
+    root = (scales @ FIELDS)[:, :, None] * BASIS
     return mean @ BASIS.T, (root * variance[:, None]) @ root.mT
 
 

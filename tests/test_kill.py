@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT, surroundings, tiny
 
-from genprior.stage import write_array
+from pipeline.files import write_array
 
 pytestmark = pytest.mark.process
 # What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.

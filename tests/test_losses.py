@@ -5,7 +5,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.nn.functional import hinge_embedding_loss
 
-from genprior import losses
+from pipeline import losses
 
 DRAW = torch.Generator().manual_seed(0)
 

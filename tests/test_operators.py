@@ -5,22 +5,17 @@ import skimage.transform
 import torch
 from torch.nn.functional import avg_pool2d
 
+from examples.operators import PhaselessFourier, Saturation, fourier_samples, motion_blur, tomography
 from genprior.operators import (
     Downsampling,
     GaussianBlur,
     Identity,
     Inpainting,
-    PhaselessFourier,
-    Saturation,
     as_matrix,
-    build_operator,
     factors_by_axis,
-    fourier_samples,
     gaussian_sensing,
-    motion_blur,
-    pose,
-    tomography,
 )
+from pipeline.problems import build_operator, pose
 
 SHAPE = (8, 12)
 

@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from genprior.stage import run
+from pipeline.run import run
 from tools import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)

@@ -2,7 +2,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from genprior.params import InputError, load_params
+from genprior.files import InputError
+from pipeline.params import load_params
 
 
 def test_committed_file_is_valid():
@@ -70,7 +71,7 @@ def test_bad_value_is_refused_in_one_line_that_names_the_key(values, tmp_path, k
 
 
 def test_gains_over_patches_too_large_for_memory_are_refused(values, tmp_path):
-    values["extract_patches"]["patch_size"] = [64, 64]  # S has 16 million numbers, in each of 16 gains
+    values["extract_patches"]["patch_size"] = [64, 64]  # S has 16 million numbers, in each of 16 scales
     values["baselines"] |= {"mixture_components": [], "mixture_patches": 2000}  # which have as many, or nearly
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(values))

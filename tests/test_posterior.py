@@ -13,9 +13,8 @@ from scipy.stats import multivariate_normal, multivariate_t
 from genprior.energies import ModulatedEnergy, RangeEnergy, WhiteEnergy, by_parts, relaxed_energy
 from genprior.images import dct_basis
 from genprior.inversion import Modes, screen, search
-from genprior.networks import gain_fields
-from genprior.operators import GaussianBlur, Identity, build_operator, gaussian_sensing
-from genprior.params import Network, TrainVAE
+from genprior.networks import scale_fields
+from genprior.operators import GaussianBlur, Identity, gaussian_sensing
 from genprior.posterior import (
     ANNEALED,
     FADING,
@@ -34,6 +33,8 @@ from genprior.posterior import (
     smc,
 )
 from genprior.prior import load_prior
+from pipeline.params import Network, TrainVAE
+from pipeline.problems import build_operator
 from stages import train_vae
 
 SHAPE, N, K = (4, 5), 20, 3
@@ -155,11 +156,11 @@ def grid():
     return z, (side[1] - side[0]) ** 2
 
 
-FIELDS = gain_fields(SHAPE, 2)
+FIELDS = scale_fields(SHAPE, 2)
 
 
 def modulated_moons(z):
-    """`two_moons` with gains."""
+    """`two_moons` with scales."""
     return *two_moons(z), torch.exp(0.4 * torch.tanh(z[:, 1:] * torch.linspace(-1, 1, len(FIELDS))))
 
 
@@ -459,9 +460,9 @@ def small_decoder(draw, k=4):
 def simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields=None):
     """Truths from the prior, measured: codes (N, k), images (N, n), the energy of each."""
     truth = torch.randn(problems, k, generator=draw).to(basis.device)
-    mean, variance, *gains = moments(truth)
+    mean, variance, *scales = moments(truth)
     residual = (variance.sqrt() * torch.randn(mean.shape, generator=draw).to(truth)) @ basis.T
-    x = (mean @ basis.T + (gains[0] @ fields * residual if gains else residual)).reshape(-1, 1, *shape)
+    x = (mean @ basis.T + (scales[0] @ fields * residual if scales else residual)).reshape(-1, 1, *shape)
     y = operator.A(x)
     y = y + sigma * torch.randn(y.shape, generator=draw).to(y)
     prior = SimpleNamespace(moments=moments, basis=basis, shape=shape, fields=fields)

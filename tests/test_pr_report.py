@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from genprior.params import InputError
+from genprior.files import InputError
 from tools import pr_report
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())

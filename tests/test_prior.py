@@ -1,20 +1,19 @@
 import pytest
-import scipy.stats
 import torch
 from safetensors.torch import save_file
 
 from genprior.energies import with_columns
-from genprior.networks import Coefficients, Encoder, gain_fields, tamed
+from genprior.files import InputError
+from genprior.networks import Coefficients, Encoder, scale_fields, tamed
 from genprior.operators import GaussianBlur, as_matrix
-from genprior.params import InputError
-from genprior.patches import to_unit
 from genprior.prior import Prior, load_prior, save_prior
+from pipeline.patches import to_unit
 from stages.sample import images
 
 
-def build(noise=None, encoder="none", components=1, flow=False):
+def build(noise=None, encoder="none", flow=False):
     torch.manual_seed(0)
-    prior = Prior((8, 8), 3, [16, 12], "silu", noise, encoder, components, flow)
+    prior = Prior((8, 8), 3, [16, 12], "silu", noise, encoder, flow)
     if flow:
         for network in prior.flow.networks:  # as it comes, it is the identity
             torch.nn.init.normal_(network[-1].weight, std=0.3)
@@ -31,20 +30,20 @@ def test_coefficients_standardise_and_invert(patches):
 
 
 @pytest.mark.parametrize(
-    ("noise", "encoder", "components", "flow"),
+    ("noise", "encoder", "flow"),
     [
-        (None, "plain", 1, False),
-        ("constant", "variational", 1, False),
-        ("dct", "none", 1, True),
-        ("pixel", "none", 1, False),
-        ("dct", "plain", 3, True),
-        ("dct", "variational", 1, True),
-        ("modulated", "variational", 1, False),
-        ("modulated", "plain", 3, True),
+        (None, "plain", False),
+        ("constant", "variational", False),
+        ("dct", "none", True),
+        ("pixel", "none", False),
+        ("dct", "plain", True),
+        ("dct", "variational", True),
+        ("modulated", "variational", False),
+        ("modulated", "plain", True),
     ],
 )
-def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, components, flow):
-    prior = build(noise, encoder, components, flow)
+def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, flow):
+    prior = build(noise, encoder, flow)
     prior.coefficients.fit(to_unit(patches))
     if encoder == "plain":
         prior.fit_codes(to_unit(patches))
@@ -96,28 +95,6 @@ def test_fitted_codes_are_standard_normal_in_mean_and_covariance(patches):
     torch.testing.assert_close(torch.cov(z.T), torch.eye(3), rtol=0, atol=1e-2)
     # folded into the decoder: decoding z is decoding the code
     torch.testing.assert_close(prior.decode(z), prior.coefficients.synthesise(prior.decoder(prior.encoder(x))))
-
-
-def test_codes_of_two_kinds_become_standard_normal_under_a_mixture(patches):
-    # flat patches, dark or bright, and textured ones: one Gaussian leaves such codes bunched
-    prior = build(encoder="plain", components=6).double()
-    x = to_unit(patches).double()
-    x = torch.cat([x, 0.02 * x + 0.1, 0.02 * x + 0.9])
-    prior.coefficients.fit(x)
-    prior.fit_codes(x)
-    z = prior.encode(x)
-    torch.testing.assert_close(prior.decode(z), prior.coefficients.synthesise(prior.decoder(prior.encoder(x))))
-    bunched = build(encoder="plain").double()
-    bunched.load_state_dict(prior.state_dict(), strict=False)
-    distance, alone = (
-        scipy.stats.kstest(codes.detach().flatten(), "norm").statistic for codes in (z, bunched.encode(x))
-    )
-    assert distance < alone / 2
-
-
-def test_more_components_than_patches_are_refused(patches):
-    with pytest.raises(InputError, match=r"train_ae\.code_components = 9"):
-        build(encoder="plain", components=9).fit_codes(to_unit(patches[:5]))
 
 
 def test_codes_that_never_move_can_still_be_fitted(patches):
@@ -177,9 +154,9 @@ def test_own_derivatives_are_forward_modes(patches, noise, components, flow):
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 12), (3, 5)])
-def test_gain_fields_interpolate_bilinearly(shape):
+def test_scale_fields_interpolate_bilinearly(shape):
     """As torch does; they add up to 1."""
-    fields = gain_fields(shape)
+    fields = scale_fields(shape)
     grid = tuple(min(4, size) for size in shape)
     knots = torch.eye(len(fields), dtype=torch.float64).reshape(-1, 1, *grid)
     expected = torch.nn.functional.interpolate(knots, size=shape, mode="bilinear", align_corners=False).flatten(1)
@@ -194,16 +171,16 @@ def test_gains_modulate_what_samples_add_to_the_mean(patches):
     with torch.no_grad():
         for layer in (prior.decoder.linear, prior.decoder.mean, prior.decoder.log_variance[-1]):
             layer.weight.zero_()
-        prior.decoder.log_gain[-1].weight.zero_()  # nothing depends on z now
-        prior.decoder.log_gain[-1].bias.copy_(torch.linspace(-1, 1, 16))
+        prior.decoder.log_scale[-1].weight.zero_()  # nothing depends on z now
+        prior.decoder.log_scale[-1].bias.copy_(torch.linspace(-1, 1, 16))
         x = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1).double()
         prior.double()
-        mean, variance, gains = prior.moments(torch.zeros(1, 3).double())
-        root = (gains @ prior.fields).T * prior.basis
+        mean, variance, scales = prior.moments(torch.zeros(1, 3).double())
+        root = (scales @ prior.fields).T * prior.basis
         law = torch.distributions.MultivariateNormal(prior.basis @ mean[0], (root * variance) @ root.T)
         covariance = law.covariance_matrix
         torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0, atol=0.05 * covariance.max().item())
-        found = prior.residual_log_likelihood(x[:9] @ prior.basis - mean, variance, gains)
+        found = prior.residual_log_likelihood(x[:9] @ prior.basis - mean, variance, scales)
         torch.testing.assert_close(found, law.log_prob(x[:9]), rtol=1e-5, atol=1e-5)
 
 

@@ -6,17 +6,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import kstest
 
-from genprior.quality import (
-    detail_db,
-    interval_coverage,
-    mmd_p_value,
-    nearest_distance,
-    prdc,
-    psnr_db,
-    reconstruction_measures,
-    sliced_wasserstein,
-    squared_mmd,
-)
+from genprior.images import psnr_db
+from pipeline.measures import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
+from pipeline.problems import interval_coverage, reconstruction_measures
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from genprior import pictures
+from pipeline import pictures
 from stages import report
 
 

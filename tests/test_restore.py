@@ -8,8 +8,8 @@ import torch
 import yaml
 from PIL import Image
 
-from genprior.params import Network, TrainVAE
 from genprior.prior import Prior, save_prior
+from pipeline.params import Network, TrainVAE
 from stages.train_vae import train
 from tools import restore
 

@@ -11,14 +11,14 @@ from safetensors.torch import save
 from test_training import NETWORK, gan_settings, vae_settings
 from torch import nn
 
-from genprior.classical import fit_gaussian_prior
 from genprior.images import dct_basis
 from genprior.networks import Encoder
-from genprior.operators import pose
-from genprior.params import CompressedSensing, Residual, TrainAE, TrainDiscriminative
-from genprior.patches import to_unit
-from genprior.stage import write_array
-from genprior.training import Checkpoint, cosine_adam, fit_residual, resumable
+from pipeline.classical import fit_gaussian_prior
+from pipeline.files import write_array
+from pipeline.params import CompressedSensing, Residual, TrainAE, TrainDiscriminative
+from pipeline.patches import to_unit
+from pipeline.problems import pose
+from pipeline.training import Checkpoint, cosine_adam, fit_residual, resumable
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
 STEPS = 12
@@ -48,7 +48,7 @@ class Dying(Checkpoint):
 def autoencoder(patches, checkpoint):
     """The stage's two trainings, one after the other."""
     prior, curve = train_ae.train(
-        patches, patches, NETWORK, TrainAE(steps=STEPS, batch_size=32, lr=0.01, code_components=1), 0, checkpoint
+        patches, patches, NETWORK, TrainAE(steps=STEPS, batch_size=32, lr=0.01), 0, checkpoint
     )
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
     settings = Residual(steps=STEPS, batch_size=32, lr=0.01, noise="dct", code_weight=0.1, warm_up=0.5)

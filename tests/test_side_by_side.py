@@ -14,10 +14,10 @@ import yaml
 from conftest import ROOT, tiny
 from threadpoolctl import threadpool_info
 
-from genprior.params import load_params
-from genprior.patches import to_unit
 from genprior.prior import Prior, save_prior
-from genprior.stage import write_array
+from pipeline.files import write_array
+from pipeline.params import load_params
+from pipeline.patches import to_unit
 from stages import evaluate
 
 pytestmark = pytest.mark.process

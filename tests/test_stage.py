@@ -5,8 +5,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from genprior.params import InputError
-from genprior.stage import read_array, run, set_up, stream, whole_file, write_array, write_metrics
+from genprior.files import InputError, whole_file
+from genprior.streams import stream
+from pipeline.files import read_array, write_array, write_metrics
+from pipeline.run import run, set_up
 
 
 def test_metrics_are_rounded_sorted_and_nested(tmp_path):

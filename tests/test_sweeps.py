@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from genprior.params import InputError
+from genprior.files import InputError
 from tools import seed_table
 
 

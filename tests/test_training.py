@@ -8,17 +8,18 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
-from genprior.classical import fit_gaussian_prior
-from genprior.images import dct_basis
-from genprior.losses import gaussian_log_likelihood
+from genprior.gaussian import gaussian_log_likelihood
+from genprior.images import dct_basis, psnr_db
 from genprior.networks import Encoder
-from genprior.operators import pose
-from genprior.params import CompressedSensing, Network, Residual, TrainAE, TrainDiscriminative, TrainGAN, TrainVAE
-from genprior.patches import draw_batch, draw_patches, load_patches, to_unit
-from genprior.prior import Prior, elbo_terms, load_prior, save_prior
-from genprior.quality import psnr_db, squared_mmd
-from genprior.stage import write_array
-from genprior.training import check_residual, fit_residual, kl_weight
+from genprior.prior import Prior, load_prior, save_prior
+from pipeline.classical import fit_gaussian_prior
+from pipeline.files import write_array
+from pipeline.losses import elbo_terms
+from pipeline.measures import squared_mmd
+from pipeline.params import CompressedSensing, Network, Residual, TrainAE, TrainDiscriminative, TrainGAN, TrainVAE
+from pipeline.patches import draw_batch, draw_patches, load_patches, to_unit
+from pipeline.problems import pose
+from pipeline.training import check_residual, fit_residual, kl_weight
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
@@ -56,7 +57,7 @@ def test_drawn_patches_are_different_and_the_same_for_whoever_asks(patches):
 def test_file_of_another_kind_is_refused(tmp_path):
     import numpy as np
 
-    from genprior.params import InputError
+    from genprior.files import InputError
 
     for array in (np.zeros((0, 8, 8), np.uint8), np.zeros((3, 8), np.uint8), np.zeros((3, 8, 8))):
         write_array(tmp_path / "p.npy", array)
@@ -67,7 +68,7 @@ def test_file_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize("batch_size", [128, None])
 def test_autoencoder_comes_near_pca(patches, batch_size):
     torch.manual_seed(0)
-    settings = TrainAE(steps=400, batch_size=batch_size, lr=0.005, code_components=1)
+    settings = TrainAE(steps=400, batch_size=batch_size, lr=0.005)
     prior, curve = train_ae.train(patches, patches, NETWORK, settings, 0)
     prior.requires_grad_(False)
     x = to_unit(patches)
@@ -94,7 +95,7 @@ def test_vae_learns(patches, noise):
 
 
 def test_gains_say_on_which_side_of_an_edge_texture_is():
-    """Noise in one half of each patch, the code says which: no variances in the DCT follow that, gains do."""
+    """Noise in one half of each patch, the code says which: no variances in the DCT follow that, scales do."""
     draw = torch.Generator().manual_seed(0)
     z = torch.randint(0, 2, (500, 1), generator=draw) * 2.0 - 1
     sigma = torch.where(torch.arange(8) < 4, z[:, :, None], -z[:, :, None]).clamp_min(0) * 0.14 + 0.01
@@ -176,9 +177,7 @@ def test_chapters_games_begin_at_their_known_value(patches, loss, penalty):
 def test_residual_model_learns_what_the_decoder_leaves_out(patches):
     """v(z) comes near the squared residuals at the codes of patches, and beats one variance for each coefficient."""
     torch.manual_seed(0)
-    prior, _ = train_ae.train(
-        patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005, code_components=1), 0
-    )
+    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005), 0)
     before = {name: tensor.clone() for name, tensor in prior.decoder.state_dict().items()}
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
     curve = fit_residual(
@@ -207,9 +206,7 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches):
 def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patches, variational):
     """From none to much: the ELBO falls, log p_T of G's own codes rises; null leaves the codes where they are."""
     torch.manual_seed(0)
-    prior, _ = train_ae.train(
-        patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005, code_components=1), 0
-    )
+    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005), 0)
     start = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
     own = torch.randn(2000, prior.latent_size) if variational else prior.encode(to_unit(patches)).detach()
     elbos, densities = [], []
@@ -240,9 +237,7 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
 def test_warm_up_lets_codes_say_more_until_it_ends(patches):
     """The KL's weight rises from a quarter to 1; in a quarter of the steps, before it ends, codes carry more for it."""
     torch.manual_seed(0)
-    prior, _ = train_ae.train(
-        patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005, code_components=1), 0
-    )
+    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005), 0)
     start = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
     carried = []
     for warm_up in (0.0, 1.0):
@@ -276,17 +271,17 @@ def test_residual_model_takes_gains(patches, tmp_path):
     settings = Residual(steps=20, batch_size=64, lr=0.01, noise="modulated", code_weight=None, warm_up=0.0)
     fit_residual(prior, prior.encoder, patches, settings, 0)
     z = torch.randn(5, 4)
-    gains = prior.moments(z)[2]
-    assert (gains - 1).abs().max() > 1e-3
+    scales = prior.moments(z)[2]
+    assert (scales - 1).abs().max() > 1e-3
     save_prior(prior, tmp_path / "prior.safetensors")
-    assert torch.equal(load_prior(tmp_path / "prior.safetensors").moments(z)[2], gains)
+    assert torch.equal(load_prior(tmp_path / "prior.safetensors").moments(z)[2], scales)
     fresh = Prior((8, 8), **NETWORK.model_dump(), noise="dct")
     before = fresh.moments(z)
-    fresh.add_gains()
-    mean, variance, gains = fresh.moments(z)
+    fresh.add_scales()
+    mean, variance, scales = fresh.moments(z)
     assert torch.equal(mean, before[0])
     assert torch.equal(variance, before[1])
-    assert (gains == 1).all()
+    assert (scales == 1).all()
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):
@@ -364,9 +359,7 @@ def test_curvature_penalty_straightens_the_generator(patches):
 def test_collapse_is_told_from_a_spread(patches):
     real = to_unit(patches[:300])
     torch.manual_seed(0)
-    prior, _ = train_ae.train(
-        patches, patches, NETWORK, TrainAE(steps=200, batch_size=128, lr=0.005, code_components=1), 0
-    )
+    prior, _ = train_ae.train(patches, patches, NETWORK, TrainAE(steps=200, batch_size=128, lr=0.005), 0)
     spread = train_gan.collapse(prior, real, 0)
     prior.code_factor.mul_(1e-3)  # every sample alike
     collapsed = train_gan.collapse(prior, real, 0)

@@ -18,8 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from ruamel.yaml import YAML, YAMLError  # reads 1e-05 as the number that DVC means
 
-from genprior.params import InputError
-from genprior.stage import run, write_text
+from genprior.files import InputError
+from pipeline.files import write_text
+from pipeline.run import run
 from stages.report import (
     NAMES,
     PRIORS,

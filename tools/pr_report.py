@@ -21,8 +21,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from genprior.params import InputError
-from genprior.stage import run, write_text
+from genprior.files import InputError
+from pipeline.files import write_text
+from pipeline.run import run
 
 MARKER = "<!-- genprior: what this branch changes -->"  # by which the workflow finds its comment again
 MOST_BYTES = 65_000  # GitHub takes comments of 65,536 characters

@@ -23,13 +23,15 @@ from torch import Tensor
 
 from genprior import images
 from genprior.energies import relaxed_energy
+from genprior.files import InputError, whole_file
+from genprior.images import psnr_db
 from genprior.inversion import screen, search
-from genprior.operators import Identity, Inpainting, Measured, pose
-from genprior.params import InputError, Params, Search, load_params
+from genprior.operators import Identity, Inpainting
 from genprior.posterior import dominant, sample_posterior
 from genprior.prior import Prior, load_prior
-from genprior.quality import psnr_db
-from genprior.stage import run, set_up, steps, whole_file
+from pipeline.params import Params, Search, load_params
+from pipeline.problems import Measured, pose
+from pipeline.run import run, set_up, steps
 
 SCREENED = 128  # draws from the prior for each patch, 2048 at most, among which the searches find their starts
 TOGETHER = 512  # patches restored at a time

@@ -18,8 +18,8 @@ from fnmatch import fnmatchcase
 import pandas as pd
 from ruamel.yaml import YAML  # reads 1e-05 as the number that DVC means
 
-from genprior.params import InputError
-from genprior.stage import run
+from genprior.files import InputError
+from pipeline.run import run
 
 
 def main() -> None:

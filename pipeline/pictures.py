@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from genprior.files import whole_file
 from genprior.images import tile
-from genprior.stage import whole_file
 
 matplotlib.rcParams.update(
     {

@@ -8,12 +8,6 @@ from torch import Tensor
 from genprior.images import dct_basis
 
 
-def psnr_db(mean_squared_error: float | Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [0, 1]: -10 log10(mean squared error), in dB, inf without an error."""
-    error = float(mean_squared_error)
-    return -10 * math.log10(error) if error else math.inf
-
-
 def prdc(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
     """Precision, recall, density and coverage of `fake` against `real`, each patches (N, ...): four numbers >= 0.
 
@@ -122,31 +116,3 @@ def nearest_distance(samples: Tensor, references: Tensor) -> Tensor:
 
     samples, references = shape(samples), shape(references)
     return torch.cat([torch.cdist(part, references).min(1).values for part in samples.split(500)])
-
-
-def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
-    """Errors of estimates against true patches, both (N, 1, h, w), pooled over all patches.
-
-    mse: the mean squared error; psnr_db: from it; relative_error: (Σ‖x̂ - x‖² / Σ‖x‖²)^½.
-    """
-    error = (estimate - x).square()
-    return {
-        "mse": error.mean().item(),
-        "psnr_db": psnr_db(error.mean()),
-        "relative_error": math.sqrt(float(error.sum() / x.square().sum())),
-    }
-
-
-def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
-    """Share of pixels whose truth lies in the central credible interval of the samples: in [0, 1], `level` is right.
-
-    samples: (N, S, ...), S > 1; truth: (N, ...); level: 0.9 for the interval between the 5 % and 95 % quantiles. These
-    are the p (S + 1)-th smallest samples, between which a truth of their law lies with probability `level` where
-    p (S + 1) is whole, as for S = 19 and 99, and within 0.01 of it else; torch's own, the (1 + p (S - 1))-th, leave it
-    out too often. Where there is none so small, S < 2 / (1 - level) - 1, the outermost are taken, which hold less.
-    Hyndman & Fan 1996, definition 6.
-    """
-    count = samples.shape[1]
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
-    low, high = samples.quantile(((tails * (count + 1) - 1) / (count - 1)).clamp(0, 1), dim=1)
-    return ((truth >= low) & (truth <= high)).double().mean().item()

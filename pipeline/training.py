@@ -14,11 +14,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import genprior.files
+from genprior.files import InputError, whole_file
 from genprior.networks import Encoder
-from genprior.params import InputError, Params, Residual
-from genprior.patches import draw_batch
-from genprior.prior import Prior, elbo_terms
-from genprior.stage import steps, whole_file
+from genprior.prior import Prior
+from pipeline.losses import elbo_terms
+from pipeline.params import Params, Residual
+from pipeline.patches import draw_batch
+from pipeline.run import steps
 
 
 def cosine_adam(
@@ -47,7 +50,8 @@ class Checkpoint:
         self.folder, self.every, self.trainings, self.written = Path(folder), every, 0, time.monotonic()
         self.run = hashlib.sha256(params.model_dump_json().encode())
         self.run.update(f"{data[0].device} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
-        for file in (Path(script), *sorted(Path(__file__).parent.glob("*.py"))):
+        library = Path(genprior.files.__file__).parent
+        for file in (Path(script), *sorted(library.glob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))):
             self.run.update(file.read_bytes())
         for tensor in data:
             self.run.update(tensor.cpu().numpy().tobytes())
@@ -164,8 +168,8 @@ def fit_residual(
     prior.requires_grad_(False)
     fitted = torch.nn.ModuleList([encoder.requires_grad_(True), prior.decoder.log_variance.requires_grad_(True)])
     if settings.noise == "modulated":
-        prior.add_gains()
-        fitted.append(prior.decoder.log_gain)
+        prior.add_scales()
+        fitted.append(prior.decoder.log_scale)
     if settings.code_weight is not None and prior.latent_size > 1:  # a flow moves one half of the codes by the other
         prior.add_flow()
         fitted.append(prior.flow)

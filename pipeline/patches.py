@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from genprior.params import MOST_PIXELS, InputError
-from genprior.stage import read_array
+from genprior.files import InputError
+from pipeline.files import read_array
+from pipeline.params import MOST_PIXELS
 
 
 def load_patches(path: str, device: torch.device | str) -> Tensor:

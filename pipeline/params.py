@@ -13,17 +13,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import MappingNode
 
+from genprior.files import InputError
+
 MOST_BYTES = 1_000_000  # of a parameter file
 MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 MOST_NUMBERS = 2**28  # at a time in one place: 1 GB in float32
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that says what, and what would be right."""
-
-    def __str__(self) -> str:
-        # Names of files and keys are the user's, and may hold anything.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
 
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -34,7 +28,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
 Size = Annotated[int, Field(gt=0, le=16_384)]
-Components = Annotated[int, Field(gt=0, le=200)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Hidden = Annotated[list[Size], Field(min_length=1, max_length=16)]
 File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4000)]
@@ -133,7 +126,7 @@ class Residual(_Training):
 
 
 class TrainAE(_Training):
-    code_components: Components
+    pass
 
 
 class TrainVAE(_Training):
@@ -355,7 +348,6 @@ class Params(Settings):
             ("network.latent_size", 64 * k * max(n, *self.network.hidden)),  # Jacobians
             *batches,
             *((f"{name}.noise", 20 * n**2) for name in modulated),  # S, and what it is with each gain alone
-            ("train_ae.code_components", 8 * k**2 * self.train_ae.code_components),
             ("train_discriminative.batch_size", 4 * sum(single) * self.train_discriminative.batch_size),
             ("sample.count", 12 * min(self.sample.count, available // 2) ** 2),  # distances, in twice 4 bytes
             ("evaluate.patches", restored * max(n * len(self.problems), 4096)),

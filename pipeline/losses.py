@@ -1,13 +1,13 @@
 """Training losses: the ELBO's two terms, reparameterisation, adversarial losses and their penalties."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-LOG_2_PI = math.log(2 * math.pi)
+from genprior.networks import Encoder
+from genprior.prior import Prior
 
 
 def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -23,12 +23,20 @@ def reparameterise(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     return mean + std * noise
 
 
-def gaussian_log_likelihood(residual: Tensor, variance: Tensor) -> Tensor:
-    """log N(residual; 0, diag variance) in nats over the last axis: (..., n) -> (...).
+def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """The ELBO's terms for patches (N, 1, h, w) at one latent draw each, z = μ(x) + σ(x) ⊙ noise: all (N,).
 
-    An orthonormal change of basis leaves it as it is, so DCT coefficients give the pixels' density.
+    log_likelihood log p(x | z) and kl KL(q(z | x) ‖ N(0, I)) in nats, squared_error ‖x - G(z)‖².
     """
-    return -0.5 * (residual**2 / variance + variance.log() + LOG_2_PI).sum(-1)
+    mean, log_variance = encoder(x)
+    z = reparameterise(mean, (0.5 * log_variance).exp(), noise)
+    predicted, *spread = prior.moments(z)
+    residual = x.flatten(1) @ prior.basis - predicted
+    return {
+        "log_likelihood": prior.residual_log_likelihood(residual, *spread),
+        "kl": kl_standard_normal(mean, log_variance),
+        "squared_error": residual.square().sum(1),
+    }
 
 
 def minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -1,0 +1,14 @@
+"""Random numbers: one independent stream for each seed and purpose."""
+
+import hashlib
+
+import torch
+
+
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """Random numbers for one purpose, the same for whoever asks; other purposes and seeds get independent ones.
+
+    What must not know of each other, say the starts of a search and the truths that it is to find, never shares them.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

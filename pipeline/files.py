@@ -1,0 +1,63 @@
+"""What stages read and write: arrays, text, metrics, tables."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genprior.files import InputError, whole_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Write one array as .npy."""
+    content = io.BytesIO()  # into a file, NumPy would write past Python, and say nothing of why that failed
+    np.save(content, array, allow_pickle=False)
+    with whole_file(path) as part:
+        part.write_bytes(content.getbuffer())
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """Read one .npy array; InputError names a file that is missing or holds something else."""
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged header raises nearly anything
+        raise InputError(f"{path}: not a readable .npy array: {' '.join(str(error).split())[:400]}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8 with plain line feeds, whatever the platform."""
+    with whole_file(path) as part:
+        part.write_bytes(text.encode())
+
+
+def write_metrics(path: str | Path, values: Mapping, digits: int = 6) -> None:
+    """Write nested numbers as sorted JSON, each rounded to `digits` significant digits.
+
+    Raises InputError for a value that is not finite: in a metric difference it would show as changed for ever.
+    """
+    text = json.dumps(_rounded(values, digits, Path(path).stem), indent=2, sort_keys=True)
+    write_text(path, text + "\n")
+
+
+def _rounded(value: object, digits: int, key: str) -> object:
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner, digits, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, bool | str | int):
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise InputError(f"{key} came out as {number}; no such number goes into the metrics")
+    return float(f"{number:.{digits}g}")
+
+
+def write_csv(path: str | Path, table: "pd.DataFrame") -> None:
+    """Write a table as CSV with plain line feeds and numbers of 6 significant digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -1,0 +1,96 @@
+"""The inverse problems of params.yaml: posed on patches, and how well estimates solve them."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from genprior.images import psnr_db
+from genprior.operators import Downsampling, GaussianBlur, Identity, Inpainting, gaussian_sensing
+from genprior.streams import stream
+from pipeline.params import Problem
+
+
+def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Generator) -> nn.Module:
+    """The operator of one block of `problems` in params.yaml, for patches of `shape`."""
+    match problem.operator:
+        case "identity":
+            return Identity()
+        case "inpaint":
+            seen = max(1, round((1 - problem.missing) * shape[0] * shape[1]))
+            mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
+            mask[torch.randperm(len(mask), generator=generator)[:seen]] = True
+            return Inpainting(mask.reshape(shape))
+        case "blur":
+            return GaussianBlur(shape, problem.width)
+        case "downsample":
+            return Downsampling(problem.factor)
+        case "gaussian":
+            return gaussian_sensing(shape, problem.measurements, generator)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One inverse problem posed: y = K x + e, e ~ N(0, sigma² I)."""
+
+    name: str
+    operator: nn.Module
+    sigma: float
+    y: Tensor
+
+    def of(self, count: int) -> "Measured":
+        """The same problem for the first `count` patches."""
+        return replace(self, y=self.y[:count])
+
+    def residual_over_sigma(self, estimate: Tensor) -> float:
+        """Root mean square of K x̂ - y in units of sigma, x̂ (N, 1, h, w): about 1 where x̂ explains y, not its noise."""
+        return (self.operator.A(estimate) - self.y).square().mean().sqrt().item() / self.sigma
+
+    def measures(self, x: Tensor, estimate: Tensor) -> dict[str, float]:
+        """Errors of estimates against the truths x, both (N, 1, h, w), and their misfit to the measurements."""
+        return {**reconstruction_measures(x, estimate), "residual_over_sigma": self.residual_over_sigma(estimate)}
+
+
+def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "test") -> list[Measured]:
+    """Measure patches x (N, 1, h, w) by every problem.
+
+    The operator depends on the seed and the problem's name alone, so that validation and test see the same K; the
+    noise on what `patches` says they are, too. Whoever poses the same problems on the same patches gets the same
+    measurements.
+    """
+    measured = []
+    for name, problem in problems.items():
+        operator = build_operator(problem, tuple(x.shape[2:]), stream(seed, name)).to(x.device)
+        clean = operator.A(x)
+        noise = torch.randn(clean.shape, generator=stream(seed, f"{name}/noise/{patches}")).to(x.device)
+        measured.append(Measured(name, operator, problem.sigma, clean + problem.sigma * noise))
+    return measured
+
+
+def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
+    """Errors of estimates against true patches, both (N, 1, h, w), pooled over all patches.
+
+    mse: the mean squared error; psnr_db: from it; relative_error: (Σ‖x̂ - x‖² / Σ‖x‖²)^½.
+    """
+    error = (estimate - x).square()
+    return {
+        "mse": error.mean().item(),
+        "psnr_db": psnr_db(error.mean()),
+        "relative_error": math.sqrt(float(error.sum() / x.square().sum())),
+    }
+
+
+def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
+    """Share of pixels whose truth lies in the central credible interval of the samples: in [0, 1], `level` is right.
+
+    samples: (N, S, ...), S > 1; truth: (N, ...); level: 0.9 for the interval between the 5 % and 95 % quantiles. These
+    are the p (S + 1)-th smallest samples, between which a truth of their law lies with probability `level` where
+    p (S + 1) is whole, as for S = 19 and 99, and within 0.01 of it else; torch's own, the (1 + p (S - 1))-th, leave it
+    out too often. Where there is none so small, S < 2 / (1 - level) - 1, the outermost are taken, which hold less.
+    Hyndman & Fan 1996, definition 6.
+    """
+    count = samples.shape[1]
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
+    low, high = samples.quantile(((tails * (count + 1) - 1) / (count - 1)).clamp(0, 1), dim=1)
+    return ((truth >= low) & (truth <= high)).double().mean().item()

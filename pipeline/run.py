@@ -1,0 +1,100 @@
+"""How a stage starts and ends: parameters, seed, device; outputs written whole; errors in one line."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from genprior.files import InputError
+from pipeline.params import Params
+
+if TYPE_CHECKING:
+    import torch
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130."""
+    try:
+        _end_with_dvc()
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a read-only folder: the user's to mend, not a defect of ours
+        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        sys.exit(f"error: out of memory. {' '.join(str(error).split())[:300]}".rstrip())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's have a class; torch's, on a CPU and from the parts of CUDA, are known by their text."""
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _end_with_dvc() -> None:
+    """Let Linux kill this stage when the DVC that started it dies.
+
+    Left alone it would write on, into what the next `dvc repro` produces. Started by hand, it may outlive its shell.
+    """
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        # Did that DVC die before this line? In a container DVC may itself be process 1, which adopts orphans.
+        if os.getppid() == 1 and b"dvc" not in Path("/proc/1/cmdline").read_bytes():
+            sys.exit("error: the dvc that started this stage is gone")
+
+
+def set_up(params: Params) -> "torch.device":
+    """Seed torch, fix the thread count and demand deterministic kernels; returns the device that params names.
+
+    Raises InputError where that device is not there.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdigit() and 0 < int(limit) < params.threads:  # MKL's solvers would be wrong, silently
+        raise InputError(f"OMP_THREAD_LIMIT = {limit}: below threads = {params.threads} of params.yaml; unset it")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
+    import torch  # two seconds that the stages without a network need not spend
+
+    torch.manual_seed(params.seed)
+    torch.set_num_threads(params.threads)
+    _keep_freed_memory()
+    threadpool_limits(params.threads)  # and of NumPy's BLAS, which else takes as many as there are cores
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # what is overwritten at once
+    found = params.device != "cpu" and torch.cuda.is_available()
+    if params.device == "cuda" and not found:
+        raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
+    return torch.device("cuda" if found else "cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Keep what large temporaries free, where the C library is glibc.
+
+    It would hand that back to the system and get it anew, zeroed page by page: up to a third of a dense energy's time.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        m_trim_threshold, m_mmap_max = -1, -4
+        if mallopt(m_mmap_max, 0):  # nothing is mapped on its own, which would go back as soon as it is freed
+            mallopt(m_trim_threshold, 2**30)
+
+
+def steps(count: int, what: str, numbers: Iterable[int] | None = None, done: int = 0) -> tqdm:
+    """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers.
+
+    Nothing either in one of the processes of `side_by_side`, which has a bar. numbers: the steps that are left, where
+    `done` of them are done.
+    """
+    numbers = range(count) if numbers is None else numbers
+    quiet = None if multiprocessing.parent_process() is None else True
+    return tqdm(numbers, what, count, initial=done, disable=quiet, dynamic_ncols=True, mininterval=0.5)

@@ -21,9 +21,9 @@ import torch
 
 from genprior.energies import Energy, RangeEnergy, RelaxedEnergy, relaxed_energy
 from genprior.inversion import Modes, adam, fisher_scoring, lbfgs, screen, search
+from genprior.networks import PriorNetwork, load_network
 from genprior.operators import gaussian_sensing
 from genprior.posterior import ANNEALED, log_joint, sample_posterior
-from genprior.prior import Prior, load_prior
 from genprior.streams import stream
 from pipeline.files import write_text
 from pipeline.params import load_params
@@ -152,7 +152,7 @@ def scaling(quick: bool) -> list[dict]:
     for case in cases:
         k, m, count = ({"k": 20, "m": 50, "problems": 256} | case).values()
         torch.manual_seed(0)
-        prior = Prior((16, 16), k, [256, 256], "silu", noise="dct").eval().requires_grad_(False)
+        prior = PriorNetwork((16, 16), k, [256, 256], "silu", noise="dct").eval().requires_grad_(False)
         draw = torch.Generator().manual_seed(0)
         operator = gaussian_sensing((16, 16), m, draw)
         y = operator.A(prior.sample(count, draw, residual=True))
@@ -216,7 +216,7 @@ def main() -> None:
     problems = [problem for problem in pose(params.problems, x, params.seed) if problem.name in PROBLEMS]
     rows = []
     for name in ("ae", "vae", "gan"):
-        prior = load_prior(f"data/models/{name}.safetensors", device)
+        prior = load_network(f"data/models/{name}.safetensors", device)
         starts = starting_codes(prior, 10, len(x), stream(params.seed, "starts"))
         for problem in problems:
             measured = (problem.operator, problem.y, problem.sigma)

@@ -12,7 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from genprior.networks import Coefficients
+from genprior.layers import Coefficients
 from pipeline.classical import GaussianPrior, clusters, contrast, maximise_likelihood
 from pipeline.files import write_text
 from pipeline.params import load_params

@@ -14,7 +14,7 @@ Operators speak `A(x)` and `A_adjoint(y)`, the interface of the deepinv library.
 
 Names for use from outside:
 
-    genprior.prior      Prior, load_prior, save_prior
+    genprior.networks      Prior, load_network, save_network
     genprior.operators  Identity, Inpainting, GaussianBlur, Downsampling, Dense, gaussian_sensing, motion_blur
     genprior.operators  fourier_samples, tomography, PhaselessFourier, Saturation, as_matrix, pose, Measured
     genprior.energies   relaxed_energy, RangeEnergy, RelaxedEnergy, Energy
@@ -31,11 +31,11 @@ A trained prior, its samples, one's own operator and data, the best image of eac
     >>> from genprior.energies import relaxed_energy
     >>> from genprior.inversion import screen, search
     >>> from genprior.posterior import dominant, sample_posterior
-    >>> from genprior.prior import load_prior
+    >>> from genprior.networks import load_network
     >>> class EveryOtherRow:  # K; one that is not linear has no A_adjoint, and torch differentiates its A
     ...     def A(self, x): return x[:, :, ::2]
     ...     def A_adjoint(self, y): return torch.stack([y, 0 * y], 3).flatten(2, 3)
-    >>> prior, draw = load_prior("data/models/vae.safetensors"), torch.Generator().manual_seed(0)
+    >>> prior, draw = load_network("data/models/vae.safetensors"), torch.Generator().manual_seed(0)
     >>> x = prior.sample(4, draw, residual=True)
     >>> y = EveryOtherRow().A(x) + 0.01 * torch.randn(4, 1, 8, 16, generator=draw)
     >>> energy = relaxed_energy(prior, EveryOtherRow(), y, sigma=0.01)

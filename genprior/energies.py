@@ -418,7 +418,7 @@ class DiagonalEnergy(RelaxedEnergy):
 
 
 class ModulatedEnergy(RelaxedEnergy):
-    """The relaxed energy where Σ(z) = D U diag(v(z)) Uᵀ D: what v(z) draws is multiplied by a gain in every pixel.
+    """The relaxed energy where Σ(z) = D U diag(v(z)) Uᵀ D: what v(z) draws is multiplied by a scale in every pixel.
 
     moments: codes (P, k) -> mean and variance v of Uᵀx, (P, n), and scales g (P, B); fields: (B, n), D = diag(g fields),
     positive; the rest as in `RelaxedEnergy`. B(z) = K D U is linear in the scales, Σ_b g_b K diag(fields_b) U, and S is
@@ -751,7 +751,7 @@ def orthogonal_columns(matrix: Tensor) -> Tensor | None:
 
 def relaxed_energy(prior: object, operator: object, y: Tensor, sigma: float) -> RelaxedEnergy:
     """The relaxed energy of a `Prior` with a residual model, of the kind that makes least work of its S."""
-    basis, shape, fields = prior.basis, prior.shape, prior.fields
+    basis, shape, fields = prior.basis, prior.shape, prior.scale_fields
     matrix = as_matrix(operator, shape, basis) if hasattr(operator, "A_adjoint") else None
     relaxed = prior.moments, basis, shape, operator, y, sigma, matrix
     if fields is None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from genprior.gaussian import LOG_2_PI
-from genprior.networks import mlp, with_columns
+from genprior.layers import mlp, with_columns
 
 
 class CouplingFlow(nn.Module):

@@ -1,251 +1,287 @@
-"""Encoder and decoder for patches, on standardised DCT coefficients; a discriminator is a plain `mlp` of them."""
+"""Prior: what every trained model is handed on as, and its file."""
 
-from collections.abc import Callable
-from itertools import pairwise
+import json
+import math
+from pathlib import Path
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from genprior.files import InputError, whole_file
+from genprior.flow import CouplingFlow
+from genprior.gaussian import gaussian_log_likelihood
 from genprior.images import dct_basis
+from genprior.layers import Coefficients, Decoder, Encoder, with_columns
 
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-}
+MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 
 
-def mlp(widths: list[int], activation: str = "relu") -> nn.Sequential:
-    """Linear layers of the given widths with the activation between them and none after the last."""
-    layers = []
-    for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+class PriorNetwork(nn.Module):
+    """x | z ~ N(G(T(z)), U diag(v(z)) Uᵀ) with z ~ N(0, I): one footing for autoencoder, VAE and GAN.
 
+    T is the identity or a `CouplingFlow`, which belongs to the residual model: it says at which codes of G images lie.
+    Without a residual model the images are G(z) alone, z ~ N(0, I), as the chapter has it (`decode`).
 
-def tamed(c: Tensor) -> tuple[Tensor, Tensor]:
-    """asinh c, linear near 0 and logarithmic in heavy tails, and |asinh c|; for |c| < 1e18, not to differentiate at 0.
+    G's code z is standard normal by construction for VAE and GAN. For an autoencoder the network's code is
+    `code_mean + code_factor z`, after the Gaussian fitted to its codes. v is None for a prior without a residual model.
 
-    By log1p, in a fifth of the time that torch.asinh takes on a CPU: as long as three matrix products of a layer.
-    """
-    size = c.abs()
-    size = torch.log1p(size + size.square() / (1 + (1 + size.square()).sqrt()))
-    return size.copysign(c), size
+    U is the DCT, or the identity where v is the pixels' variance. Where noise is "modulated", the covariance is
+    D U diag(v) Uᵀ D with D = diag(d(z)): the scales of `fields`, smooth over the patch.
 
-
-def with_slope(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function and its derivative, both like z; not within forward-mode differentiation.
-
-    torch.func.jvp may stand within it, and takes three times as long to set up.
-    """
-    with forward_ad.dual_level():
-        out = forward_ad.unpack_dual(function(forward_ad.make_dual(z, torch.ones_like(z))))
-    return out.primal, out.tangent
-
-
-def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """A sequence of linear layers and elementwise functions, with what it makes of tangents.
-
-    z: (N, k); columns: (N, k, j) or (k, j) where all have the same. Returns outputs (N, n) and tangents (N, n, j). By
-    hand two to three times as fast as forward-mode differentiation, which adds and fills zeros for every column.
-    """
-    rows = columns.mT  # tangents as rows: each layer is then one matrix product for all
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            z, rows = layer(z), rows @ layer.weight.T
-        else:
-            z, slope = with_slope(layer, z)
-            rows = slope.unsqueeze(1) * rows
-    return z, rows.mT
-
-
-def scale_fields(shape: tuple[int, int], grid: int = 4) -> Tensor:
-    """Bumps that add up to 1 in every pixel: bilinear interpolation from a coarse grid, (at most grid², h w)."""
-    axes = []
-    for size in shape:
-        count = min(grid, size)
-        knots = (np.arange(count) + 0.5) * size / count - 0.5
-        axes.append([np.interp(np.arange(size), knots, bump) for bump in np.eye(count)])
-    return torch.from_numpy(np.kron(*axes))
-
-
-class Coefficients(nn.Module):
-    """Patches to standardised DCT coefficients and back: c = (U^T x - mean) / scale.
-
-    A patch's high frequencies are a hundred times weaker than its mean; standardised, networks see both.
+    shape: (h, w) of a patch; noise: None, "constant", "dct", "modulated" or "pixel", see `Decoder`; encoder: "none",
+    "plain" (a code) or "variational" (its mean and log-variance of z); flow: whether T is one.
     """
 
-    def __init__(self, shape: tuple[int, int]):
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        latent_size: int,
+        hidden: list[int],
+        activation: str,
+        noise: str | None = None,
+        encoder: str = "none",
+        flow: bool = False,
+    ):
         super().__init__()
-        self.shape = tuple(shape)
-        n = shape[0] * shape[1]
-        basis = torch.from_numpy(dct_basis(*shape)).float()
-        self.register_buffer("basis", basis, persistent=False)
-        self.register_buffer("mean", torch.zeros(n))
-        self.register_buffer("scale", torch.ones(n))
+        self.config = {
+            "shape": list(shape),
+            "latent_size": latent_size,
+            "hidden": list(hidden),
+            "activation": activation,
+            "noise": noise,
+            "encoder": encoder,
+            "flow": False,
+        }
+        self.shape, self.latent_size = tuple(shape), latent_size
+        self.coefficients = Coefficients(shape)
+        self.encoder = None
+        if encoder != "none":
+            self.encoder = Encoder(self.coefficients, latent_size, hidden, activation, encoder == "variational")
+        self.decoder = Decoder(self.coefficients, latent_size, hidden, activation, noise)
+        self.register_buffer("code_mean", torch.zeros(latent_size))
+        self.register_buffer("code_factor", torch.eye(latent_size))
+        self.flow = None
+        if flow:
+            self.add_flow()
+
+    def add_flow(self) -> None:
+        """Make T a flow, the identity until it is trained."""
+        with torch.random.fork_rng(devices=[]):  # what is drawn after it is the same with and without it
+            self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
+        self.config["flow"] = True
+
+    def add_scales(self) -> None:
+        """Make a residual model of noise "dct" a "modulated" one, the same until it is trained."""
+        with torch.random.fork_rng(devices=[]):
+            self.decoder.add_scales(self.latent_size, self.config["hidden"], self.config["activation"])
+        self.decoder.to(self.code_mean)
+        self.config["noise"] = "modulated"
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether v(z) is modelled."""
+        return self.config["noise"] is not None
+
+    @property
+    def basis(self) -> Tensor:
+        """U of the residual covariance U diag(v) Uᵀ: (n, n)."""
+        dct = self.coefficients.basis
+        return torch.eye(len(dct), dtype=dct.dtype, device=dct.device) if self.decoder.by_pixel else dct
+
+    @property
+    def basis_axes(self) -> tuple[Tensor, Tensor]:
+        """U_h (h, h) and U_w (w, w) with U = U_h ⊗ U_w."""
+        like = self.coefficients.basis
+        if self.decoder.by_pixel:
+            return tuple(torch.eye(side).to(like) for side in self.shape)
+        return tuple(torch.from_numpy(dct_basis(side, 1)).to(like) for side in self.shape)
+
+    @property
+    def scale_fields(self) -> Tensor | None:
+        """Of which the pixel scales d(z) are made, d = scales @ scale_fields: (B, n); None where there are none."""
+        return None if self.decoder.log_scale is None else self.decoder.fields
+
+    @property
+    def is_variational(self) -> bool:
+        """Whether its encoder gives q(z | x): mean and log-variance of z."""
+        return self.config["encoder"] == "variational"
+
+    def code(self, z: Tensor) -> Tensor:
+        """The network's code of a standard normal latent: (N, k) -> (N, k)."""
+        return self.code_mean + z @ self.code_factor.T
+
+    def code_with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`code` and its Jacobian, the same for all: (N, k) and (k, k)."""
+        return self.code(z), self.code_factor
+
+    def moments(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Mean and variance v of Uᵀx given z: (N, k) -> (N, n), (N, n) or None; scales (N, B) if any."""
+        code = self.code(z if self.flow is None else self.flow(z))
+        mean = self.coefficients.restore(self.decoder(code))
+        mean = mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean
+        scales = () if self.scale_fields is None else (self.decoder.scales(code),)
+        return mean, self.decoder.variance(code), *scales
+
+    def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`moments` and their Jacobians: two (N, n), then two (N, n, k); of scales (N, B) and (N, B, k)."""
+        if self.flow is None:
+            code, columns = self.code_with_columns(z)
+        else:
+            t, flow_columns = self.flow.with_columns(z)
+            code, columns = self.code_with_columns(t)
+            columns = columns @ flow_columns
+        mean, mean_columns = self.decoder.forward_with_columns(code, columns)
+        variance, variance_columns = self.decoder.variance_with_columns(code, columns)
+        mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
+        if self.decoder.by_pixel:
+            mean, mean_columns = mean @ self.coefficients.basis.T, self.coefficients.basis @ mean_columns
+        if self.scale_fields is None:
+            return (mean, variance), (mean_columns, variance_columns)
+        scales, scales_columns = self.decoder.scales_with_columns(code, columns)
+        return (mean, variance, scales), (mean_columns, variance_columns, scales_columns)
+
+    def residual_log_likelihood(self, residual: Tensor, variance: Tensor, scales: Tensor | None = None) -> Tensor:
+        """log N(Uᵀx - mean; 0, its covariance) of what `moments` gave: residual (N, n) -> (N,), in nats."""
+        if scales is None:
+            return gaussian_log_likelihood(residual, variance)
+        d = scales @ self.scale_fields
+        return gaussian_log_likelihood((residual @ self.basis.T / d) @ self.basis, variance) - d.log().sum(1)
+
+    def through(self, matrix: Tensor) -> "Observed":
+        """K G for a linear operator's matrix K (m, n), as one network."""
+        return Observed(self, matrix)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z): (N, k) -> (N, 1, h, w)."""
+        return self.coefficients.synthesise(self.decoder(self.code(z)))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's (mean) code of patches, as standard normal latent of G: (N, 1, h, w) -> (N, k)."""
+        if self.is_variational:
+            mean, _ = self.encoder(x)
+            code = mean if self.flow is None else self.flow(mean)
+        else:
+            code = self.encoder(x)
+        return torch.linalg.solve_triangular(self.code_factor, (code - self.code_mean).T, upper=False).T
+
+    def encode_residual(self, x: Tensor) -> Tensor:
+        """The encoder's (mean) code in front of T: (N, 1, h, w) -> (N, k)."""
+        if self.is_variational:
+            return self.encoder(x)[0]
+        code = self.encode(x)
+        return code if self.flow is None else self.flow.inverse(code)[0]
 
     @torch.no_grad()
-    def fit(self, x: Tensor, least: float = 1e-3) -> "Coefficients":
-        """Take mean and standard deviation (at least `least`) of the coefficients of patches (N, 1, h, w)."""
-        coefficients = x.flatten(1) @ self.basis
-        self.mean.copy_(coefficients.mean(0))
-        self.scale.copy_(coefficients.std(0).clamp_min(least))  # flat patches have nothing to standardise by
-        return self
+    def fit_codes(self, x: Tensor) -> None:
+        """Fit its density to the codes of patches (N, 1, h, w) and fold it into the decoder, so that z ~ N(0, I)."""
+        codes = self.encoder(x)
+        if not codes.isfinite().all():
+            raise InputError("the codes came out as no finite numbers: training diverged; a smaller lr would be right")
+        self.code_mean.copy_(codes.mean(0))
+        # A code that never moves has no variance; the ridge keeps the factor invertible.
+        covariance = torch.cov(codes.T).reshape(self.latent_size, self.latent_size)
+        ridge = 1e-6 * covariance.diagonal().mean().clamp_min(1e-6)
+        self.code_factor.copy_(torch.linalg.cholesky(covariance + ridge * torch.eye(self.latent_size, device=x.device)))
 
-    def analyse(self, x: Tensor) -> Tensor:
-        """Patches (N, 1, h, w) -> standardised coefficients (N, n)."""
-        return (x.flatten(1) @ self.basis - self.mean) / self.scale
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator, residual: bool) -> Tensor:
+        """Draws x: G(z) with z ~ N(0, I), or G(T(z)) plus N(0, Σ(z)) where `residual`: (count, 1, h, w)."""
+        device = self.code_mean.device
+        z = torch.randn(count, self.latent_size, generator=generator).to(device)
+        if not residual:
+            return self.decode(z)
+        mean, variance, *scales = self.moments(z)
+        drawn = variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
+        return self.synthesise(mean, drawn, *scales)
 
-    def restore(self, c: Tensor) -> Tensor:
-        """Standardised coefficients (N, n) -> coefficients U^T x, (N, n)."""
-        return self.mean + self.scale * c
-
-    def synthesise(self, c: Tensor) -> Tensor:
-        """Standardised coefficients (N, n) -> patches (N, 1, h, w)."""
-        return (self.restore(c) @ self.basis.T).reshape(-1, 1, *self.shape)
-
-
-def frequency_bands(shape: tuple[int, int]) -> Tensor:
-    """Which DCT coefficients are in a band, four ranges of frequency by two directions of waves: (8, n), 0 or 1."""
-    rows, columns = (np.arange(size) / size for size in shape)
-    frequency, bands = np.maximum.outer(rows, columns), []
-    for low, high in pairwise([0, 3 / 16, 6 / 16, 10 / 16, 1]):
-        within = (frequency >= low) & (frequency < high) & (frequency > 0)
-        bands += [within & (rows[:, None] >= columns), within & (rows[:, None] <= columns)]
-    return torch.from_numpy(np.reshape(bands, (len(bands), -1)).astype(np.float32))
+    def synthesise(self, mean: Tensor, residual: Tensor, scales: Tensor | None = None) -> Tensor:
+        """U mean + D U residual, of what `moments` gave and a draw of N(0, diag v): (N, n) twice -> (N, 1, h, w)."""
+        if scales is None:
+            x = (mean + residual) @ self.basis.T
+        else:
+            x = mean @ self.basis.T + (scales @ self.scale_fields) * (residual @ self.basis.T)
+        return x.reshape(-1, 1, *self.shape)
 
 
-class Encoder(nn.Module):
-    """E: patches (N, 1, h, w) -> code (N, k), or its mean and log-variance where `variational`.
+class Observed(nn.Module):
+    """K G(z), codes (N, k) -> (N, m), for a matrix K: the decoder's last layer and K become one matrix."""
 
-    asinh tames the heavy tails of standardised coefficients, and their magnitudes stand beside them: what a code tells
-    of contrast and texture is even in every coefficient. A linear path beside the network holds PCA.
-
-    A variational one also sees how much of each frequency band is in each part of the patch, as logarithms of energies:
-    what v(z) and scales speak of, and sums of squares that are hard to learn. They have a linear path too.
-    """
-
-    MOST_LOG_VARIANCE = 4.0  # far above the prior's 0; a patch unlike all others would overflow e^v, and end training
-    LEAST_ENERGY = 1e-6  # that of grey levels' rounding
-
-    def __init__(
-        self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, variational: bool
-    ):
+    def __init__(self, prior: PriorNetwork, matrix: Tensor):
         super().__init__()
-        n = len(coefficients.mean)
-        self.coefficients, self.log_variance = coefficients, None
-        seen = 2 * n
-        if variational:
-            self.register_buffer("bands", frequency_bands(coefficients.shape), persistent=False)
-            self.register_buffer("parts", scale_fields(coefficients.shape).float(), persistent=False)
-            energies = len(self.bands) * len(self.parts)
-            seen += energies
-            self.log_variance = nn.Linear(hidden[-1], latent_size)
-            self.contrast = nn.Linear(energies, 2 * latent_size, bias=False)
-        self.body = nn.Sequential(*mlp([seen, *hidden], activation), ACTIVATIONS[activation]())
-        self.mean = nn.Linear(hidden[-1], latent_size)
-        self.linear = nn.Linear(n, latent_size, bias=False)
+        coefficients, decoder = prior.coefficients, prior.decoder
+        last = matrix @ coefficients.basis * coefficients.scale  # standardised coefficients -> measurements
+        self.prior, self.network = prior, nn.Sequential(*decoder.body, nn.Linear(*last.shape[::-1], dtype=last.dtype))
+        self.network[-1].weight = nn.Parameter(last @ decoder.mean.weight, requires_grad=False)
+        offset = last @ decoder.mean.bias + matrix @ (coefficients.basis @ coefficients.mean)
+        self.network[-1].bias = nn.Parameter(offset, requires_grad=False)
+        self.register_buffer("linear", last @ decoder.linear.weight)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        c = self.coefficients.analyse(x)
-        if self.log_variance is None:
-            return self.mean(self.body(torch.cat(tamed(c), 1))) + self.linear(c)
-        energies = self.log_energies(x)
-        features = self.body(torch.cat([*tamed(c), energies], 1))
-        mean, log_variance = self.contrast(energies).chunk(2, 1)
-        mean = mean + self.mean(features) + self.linear(c)
-        return mean, (log_variance + self.log_variance(features)).clamp_max(self.MOST_LOG_VARIANCE)
+    def forward(self, z: Tensor) -> Tensor:
+        code = self.prior.code(z)
+        return self.network(code) + code @ self.linear.T
 
-    def log_energies(self, x: Tensor) -> Tensor:
-        """Logarithms, about standardised, of each band's energy in each part of the patch: (N, bands · parts)."""
-        basis = self.coefficients.basis
-        banded = (x.flatten(1) @ basis).unsqueeze(1) * self.bands @ basis.T  # (N, bands, n)
-        energies = banded.square() @ self.parts.T
-        return ((energies.flatten(1) + self.LEAST_ENERGY).log() + 7) / 2
+    def with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """K G(z) and its Jacobian: (N, m) and (N, m, k)."""
+        code, code_columns = self.prior.code_with_columns(z)
+        predicted, columns = with_columns(self.network, code, code_columns)
+        return predicted + code @ self.linear.T, columns + self.linear @ code_columns
 
 
-class Decoder(nn.Module):
-    """G: code (N, k) -> standardised DCT coefficients (N, n), beside it the variance v of what G leaves out.
+def save_network(prior: PriorNetwork, path: str | Path) -> None:
+    """Write the weights as safetensors, with what rebuilds the network in the metadata."""
+    # One metadata key: safetensors does not keep the order of several, and the bytes would change from run to run.
+    weights = {name: tensor.contiguous().cpu() for name, tensor in prior.state_dict().items()}
+    shared = {name: tensor for name, tensor in weights.items() if ".coefficients." not in name}
+    content = save(shared, metadata={"prior": json.dumps(prior.config, sort_keys=True)})
+    with whole_file(path) as part:
+        part.write_bytes(content)
 
-    `noise` is None (no residual model), "constant" (one sigma for all pixels), or a network's v(z): "dct", one variance
-    for each DCT coefficient, or "pixel". "modulated" is "dct" with another network's scales d(z), by which what v(z)
-    draws is multiplied in the pixels: texture on one side of an edge, none on the other, which no v can say alone.
-    A linear path beside the network makes PCA the model's starting point.
+
+def load_network(
+    path: str | Path, device: torch.device | str = "cpu", shape: tuple[int, int] | torch.Size | None = None
+) -> PriorNetwork:
+    """Rebuild a prior from its file; InputError names a file that is missing, damaged or of another kind.
+
+    shape: (h, w) of the patches that it is for, where another one is to be refused.
     """
-
-    LOG_SCALE = 3.0  # most and least of a gain's logarithm
-    LOG_VARIANCE = (-7.0, 2.0)  # of standardised coefficients: keeps e^v and its gradient in range
-
-    def __init__(
-        self, coefficients: Coefficients, latent_size: int, hidden: list[int], activation: str, noise: str | None
-    ):
-        super().__init__()
-        n = len(coefficients.mean)
-        self.coefficients = coefficients
-        self.body = nn.Sequential(*mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
-        self.mean = nn.Linear(hidden[-1], n)
-        self.linear = nn.Linear(latent_size, n, bias=False)
-        varying = noise in ("dct", "modulated", "pixel")
-        self.log_variance = mlp([latent_size, *hidden, n], activation) if varying else None
-        self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
-        self.by_pixel = noise == "pixel"
-        self.log_scale = None
-        if noise == "modulated":
-            self.add_scales(latent_size, hidden, activation)
-
-    def add_scales(self, latent_size: int, hidden: list[int], activation: str) -> None:
-        """Gains d(z) beside v(z), all 1 until they are trained."""
-        fields = scale_fields(self.coefficients.shape).float()
-        self.register_buffer("fields", fields, persistent=False)
-        self.log_scale = mlp([latent_size, *hidden, len(fields)], activation)
-        nn.init.zeros_(self.log_scale[-1].weight)
-        nn.init.zeros_(self.log_scale[-1].bias)
-
-    def forward(self, code: Tensor) -> Tensor:
-        """Mean of the standardised coefficients: (N, k) -> (N, n)."""
-        return self.mean(self.body(code)) + self.linear(code)
-
-    def forward_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward`, and its tangents for code tangents (k, j): (N, n) and (N, n, j)."""
-        mean, tangents = with_columns(nn.Sequential(*self.body, self.mean), code, columns)
-        return mean + self.linear(code), tangents + self.linear.weight @ columns
-
-    def variance_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """`variance`, and its tangents for code tangents (k, j): (N, n) and (N, n, j)."""
-        if self.log_variance is None:
-            variance = self.variance(code)
-            return variance, variance.new_zeros(*variance.shape, columns.shape[-1])
-        raw, tangents = with_columns(self.log_variance, code, columns)
-        variance, slope = with_slope(self._variance_of, raw)
-        return variance, slope.unsqueeze(2) * tangents
-
-    def scales(self, code: Tensor) -> Tensor:
-        """How much of each of `fields` the gain d is made of, d = scales @ fields: (N, k) -> (N, fields)."""
-        return self._scales_of(self.log_scale(code))
-
-    def scales_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """`scales`, and their tangents for code tangents (k, j): (N, fields) and (N, fields, j)."""
-        raw, tangents = with_columns(self.log_scale, code, columns)
-        scales, slope = with_slope(self._scales_of, raw)
-        return scales, slope.unsqueeze(2) * tangents
-
-    def _scales_of(self, raw: Tensor) -> Tensor:
-        return (self.LOG_SCALE * torch.tanh(raw / self.LOG_SCALE)).exp()
-
-    def _variance_of(self, raw: Tensor) -> Tensor:
-        # A smooth clamp: the gradient never dies, and second-order methods see no kink.
-        low, high = self.LOG_VARIANCE
-        usual = self.coefficients.scale**2
-        usual = usual.mean() if self.by_pixel else usual  # the patches' variance in a pixel or a coefficient
-        return usual * (low + (high - low) * torch.sigmoid(raw)).exp()
-
-    def variance(self, code: Tensor) -> Tensor | None:
-        """Variance v of the coefficients Uᵀx, or of pixels: (N, k) -> (N, n), None without a residual model."""
-        if self.log_sigma is not None:
-            return (2 * self.log_sigma).exp().expand(len(code), len(self.coefficients.scale))
-        return None if self.log_variance is None else self._variance_of(self.log_variance(code))
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {})["prior"])
+            # Copied out of the mapped file: its alignment would reach the last bits of sums.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `dvc repro` trains the priors") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
+    except Exception:  # whatever json says of what is none
+        raise InputError(f"{path}: not the file of a prior: it has no settings of one") from None
+    try:
+        sizes = {"coefficients.mean": math.prod(config["shape"]), "code_mean": config["latent_size"]}
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not the file of a prior: its settings have no shape or latent_size") from None
+    for name, size in sizes.items():
+        if name not in weights or weights[name].shape != (size,) or size > MOST_PIXELS:
+            raise InputError(f"{path}: not the file of a prior: {name} is not the {size} numbers of its settings")
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise InputError(f"{path}: {name} is {tensor.dtype}; torch.float32 would be right")
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} is not finite; train the prior anew, with a smaller lr where it diverged")
+    side = config["shape"]
+    if shape is not None and side != list(shape):
+        raise InputError(
+            f"{path}: a prior of {side[0]} × {side[1]} patches, and these are {shape[0]} × {shape[1]}; "
+            "train it anew on them"
+        )
+    try:
+        with torch.device("meta"):  # no memory for what the settings claim before the weights are known to be there
+            prior = PriorNetwork(**config)
+        lacking, unknown = prior.load_state_dict(weights, strict=False, assign=True)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not the file of a prior: {' '.join(str(error).split())[:400]}") from None
+    lacking = [name for name in lacking if ".coefficients." not in name]
+    if lacking or unknown:
+        raise InputError(f"{path}: not the file of a prior: {[*lacking, *unknown][0]} is lacking or unknown")
+    return prior.to(device).eval().requires_grad_(False)

@@ -12,3 +12,8 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def generator_of(seed: int | torch.Generator, purpose: str) -> torch.Generator:
+    """A generator as it is; the stream of a seed and a purpose where a number is given."""
+    return seed if isinstance(seed, torch.Generator) else stream(seed, purpose)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from genprior.networks import Encoder
-from genprior.prior import Prior
+from genprior.layers import Encoder
+from genprior.networks import PriorNetwork
 
 
 def kl_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def reparameterise(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     return mean + std * noise
 
 
-def elbo_terms(prior: Prior, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
+def elbo_terms(prior: PriorNetwork, encoder: Encoder, x: Tensor, noise: Tensor) -> dict[str, Tensor]:
     """The ELBO's terms for patches (N, 1, h, w) at one latent draw each, z = μ(x) + σ(x) ⊙ noise: all (N,).
 
     log_likelihood log p(x | z) and kl KL(q(z | x) ‖ N(0, I)) in nats, squared_error ‖x - G(z)‖².

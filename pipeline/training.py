@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 import genprior.files
 from genprior.files import InputError, whole_file
-from genprior.networks import Encoder
-from genprior.prior import Prior
+from genprior.layers import Encoder
+from genprior.networks import PriorNetwork
 from pipeline.losses import elbo_terms
 from pipeline.params import Params, Residual
 from pipeline.patches import draw_batch
@@ -147,7 +147,7 @@ def _with_tensors(value: object, tensors: list[Tensor]) -> object:
 
 
 def fit_residual(
-    prior: Prior,
+    prior: PriorNetwork,
     encoder: Encoder,
     patches: Tensor,
     settings: Residual,
@@ -206,7 +206,7 @@ def kl_weight(step: int, settings: Residual, least: float = 0.25) -> float:
 
 
 @torch.no_grad()
-def check_residual(prior: Prior, encoder: Encoder, train: Tensor, held_out: Tensor) -> dict[str, float]:
+def check_residual(prior: PriorNetwork, encoder: Encoder, train: Tensor, held_out: Tensor) -> dict[str, float]:
     """Log-likelihood of held-out residuals x - G(E(x)) under v(z), and under one full covariance for all, nats a pixel.
 
     train, held_out: x in [0, 1], (N, 1, h, w); the covariance is that of the training patches' residuals.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genprior import images
-from genprior.networks import mlp
+from genprior.layers import mlp
 from pipeline.files import write_metrics
 from pipeline.losses import kl_standard_normal, minimax_discriminator, non_saturating_generator, reparameterise
 from pipeline.params import load_params

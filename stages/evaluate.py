@@ -20,6 +20,7 @@ from genprior.energies import Energy, RangeEnergy, relaxed_energy
 from genprior.files import InputError
 from genprior.gaussian import LOG_2_PI
 from genprior.inversion import CONVERGED, Inversion, Modes, screen, search
+from genprior.networks import PriorNetwork, load_network
 from genprior.operators import Identity
 from genprior.posterior import (
     ANNEALED,
@@ -31,7 +32,6 @@ from genprior.posterior import (
     posterior_mean,
     sample_posterior,
 )
-from genprior.prior import Prior, load_prior
 from genprior.streams import stream
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Evaluate, Params, Search, load_params
@@ -45,21 +45,21 @@ SCREENED = 2048  # draws from the prior among which a relaxed search finds its s
 POSTERIOR_STARTS = 4  # of the searches for a posterior's modes
 
 
-def energy_of(prior: Prior, problem: Measured, constraint: str, settings: Evaluate) -> Energy:
+def energy_of(prior: PriorNetwork, problem: Measured, constraint: str, settings: Evaluate) -> Energy:
     """What is minimised for a posed problem; λ weighs the latent prior of `range`, Bayes' σ² by default."""
     if constraint == "range":
         return RangeEnergy(prior.decode, problem.operator, problem.y, problem.sigma, settings.latent_weight)
     return relaxed_energy(prior, problem.operator, problem.y, problem.sigma)
 
 
-def starting_codes(prior: Prior, count: int, patches: int, draw: torch.Generator) -> Tensor:
+def starting_codes(prior: PriorNetwork, count: int, patches: int, draw: torch.Generator) -> Tensor:
     """The prior's centre, then draws from it, for each patch: (count, patches, k)."""
     starts = torch.randn(count, patches, prior.latent_size, generator=draw)
     starts[0] = 0
     return starts.to(prior.code_mean.device)
 
 
-def starts_of(prior: Prior, energy: Energy, count: int, draw: torch.Generator, deepest: bool = False) -> Tensor:
+def starts_of(prior: PriorNetwork, energy: Energy, count: int, draw: torch.Generator, deepest: bool = False) -> Tensor:
     """Where the search of an energy begins; relaxed, what `screen` keeps of many draws: (count, N, k)."""
     if isinstance(energy, RangeEnergy):
         return starting_codes(prior, count, len(energy.y), draw)
@@ -85,7 +85,7 @@ class Restored(NamedTuple):
     mixture: Mixture | None
 
 
-def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Restored:
+def restore(prior: PriorNetwork, energy: Energy, solver: Search, seed: int) -> Restored:
     """Restore each patch by the deepest mode that `solver` finds, relaxed by the dominant one.
 
     Relaxed, there are no fewer than `POSTERIOR_STARTS` starts, which `posterior_of` goes on with.
@@ -99,7 +99,7 @@ def restore(prior: Prior, energy: Energy, solver: Search, seed: int) -> Restored
     return Restored(starts, modes, dominant(energy, modes, mixture), mixture)
 
 
-def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
+def represent(prior: PriorNetwork, x: Tensor, settings: Evaluate, seed: int) -> Inversion:
     """The best G(z) for the true patches: what the range of G cannot reach is the chapter's bias."""
     starts = starting_codes(prior, settings.range.starts, len(x), stream(seed, "starts"))
     if prior.encoder is not None:
@@ -108,7 +108,7 @@ def represent(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> Inversi
     return search(energy, starts, settings.range.iterations).best(energy)
 
 
-def solver_gap(prior: Prior, energy: Energy, lowest: Tensor, seed: int) -> float:
+def solver_gap(prior: PriorNetwork, energy: Energy, lowest: Tensor, seed: int) -> float:
     """Nats by which a far longer search ends below each problem's lowest energy so far (N,), on average; >= 0."""
     starts = starts_of(prior, energy, 16, stream(seed, "longer search"), deepest=True)
     longer = search(energy, starts, 150, audition=150).energy.min(0).values
@@ -151,7 +151,7 @@ def uncertainty(energy: Energy, starts: Tensor, x: Tensor, settings: Evaluate, s
     return found, samples
 
 
-def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
+def log_likelihood(prior: PriorNetwork, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     energy = relaxed_energy(prior, Identity(), x, 0.0)
     starts = starts_of(prior, energy, POSTERIOR_STARTS, stream(seed, "starts"))
@@ -168,7 +168,7 @@ def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> di
     }
 
 
-def lower_bounds(prior: Prior, x: Tensor, draws: int, seed: int) -> dict[str, float]:
+def lower_bounds(prior: PriorNetwork, x: Tensor, draws: int, seed: int) -> dict[str, float]:
     """What the encoder's q(z | x) alone says of log p(x), nats per pixel: the ELBO, and the bound of so many draws.
 
     log w = log p(x | z) + log p(z) - log q(z | x): E log w <= E log mean w <= log p(x). Burda et al. 2016, theorem 1.
@@ -192,7 +192,7 @@ def picture_rows(samples: Tensor) -> Tensor:
 Found = tuple[dict[str, dict], dict[str, np.ndarray]]  # of a task: measures and images by constraint
 
 
-def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
+def solve(prior: PriorNetwork, x: Tensor, name: str, params: Params) -> Found:
     """Restore patches x (N, 1, h, w) from one problem under each constraint, with all that is measured of it."""
     settings, seed, posed = params.evaluate, params.seed, {name: params.problems[name]}
     few = x[: settings.posterior_patches]
@@ -224,7 +224,7 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
     return rows, {kind: image.squeeze(1).cpu().numpy() for kind, image in images.items()}
 
 
-def cross_over(prior: Prior, x: Tensor, name: str, params: Params) -> Found:
+def cross_over(prior: PriorNetwork, x: Tensor, name: str, params: Params) -> Found:
     """The errors alone, of a problem of the crossover, on the first of patches x (N, 1, h, w)."""
     few, settings, seed = x[: params.crossover.patches], params.evaluate, params.seed
     (problem,) = pose({name: params.crossover_problems()[name]}, few, seed)
@@ -244,7 +244,7 @@ def work(name: str, params: Params, task: str) -> Found:
     device = set_up(params.model_copy(update={"threads": 1}))
     seed, settings = params.seed, params.evaluate
     test = load_patches("data/patches/test.npy", device)
-    prior = load_prior(f"data/models/{name}.safetensors", device, test.shape[2:])
+    prior = load_network(f"data/models/{name}.safetensors", device, test.shape[2:])
     x = draw_patches(test, settings.patches, seed)
     if task == "representation":
         best = represent(prior, x, settings, seed).x

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genprior.files import InputError
 from genprior.images import save_grid
-from genprior.prior import Prior, load_prior
+from genprior.networks import PriorNetwork, load_network
 from pipeline.files import write_array, write_metrics
 from pipeline.losses import kl_standard_normal
 from pipeline.measures import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
@@ -18,13 +18,13 @@ from pipeline.run import run, set_up
 PRIORS = ("ae", "vae", "gan")
 
 
-def draws(priors: dict[str, Prior], count: int, seed: int) -> dict[tuple[str, str], Tensor]:
+def draws(priors: dict[str, PriorNetwork], count: int, seed: int) -> dict[tuple[str, str], Tensor]:
     """Samples (count, 1, h, w) by (method, constraint): `range` is G(z), `relaxed` is G(T(z)) and v(z)'s noise.
 
     `ae_raw` decodes N(0, I) without the density fitted to the autoencoder's codes: what an autoencoder lacks.
     """
 
-    def draw(prior: Prior, residual: bool) -> Tensor:
+    def draw(prior: PriorNetwork, residual: bool) -> Tensor:
         return prior.sample(count, torch.Generator().manual_seed(seed), residual)
 
     found = {}
@@ -66,7 +66,7 @@ def measure(real: Tensor, samples: Tensor, settings: Sample, seed: int) -> dict[
     }
 
 
-def code_use(prior: Prior, x: Tensor) -> dict[str, float]:
+def code_use(prior: PriorNetwork, x: Tensor) -> dict[str, float]:
     """What a variational encoder tells of patches (N, 1, h, w): its active codes of k, and their mean KL in nats.
 
     A code is active where its mean's variance over the patches exceeds 0.01 (Burda et al. 2016, section 5.2); where
@@ -79,7 +79,7 @@ def code_use(prior: Prior, x: Tensor) -> dict[str, float]:
     }
 
 
-def images(prior: Prior, z: Tensor, residual: bool, seed: int) -> Tensor:
+def images(prior: PriorNetwork, z: Tensor, residual: bool, seed: int) -> Tensor:
     """G(z), or where `residual` G(T(z)) + v(z)^½ ⊙ ξ, one standard normal ξ for all codes: (N, 1, h, w).
 
     What a decoder leaves to v(z) shows in the second alone.
@@ -91,7 +91,7 @@ def images(prior: Prior, z: Tensor, residual: bool, seed: int) -> Tensor:
     return prior.synthesise(mean, variance.sqrt() * draw.to(mean.device), *scales)
 
 
-def between(prior: Prior, pairs: int, columns: int, residual: bool, seed: int) -> Tensor:
+def between(prior: PriorNetwork, pairs: int, columns: int, residual: bool, seed: int) -> Tensor:
     """Images along great circles between random codes, where the prior's codes are: (pairs · columns, 1, h, w)."""
     ends = torch.randn(2, pairs, prior.latent_size, generator=torch.Generator().manual_seed(seed))
     angle = torch.linspace(0, torch.pi / 2, columns)[:, None, None]
@@ -99,7 +99,7 @@ def between(prior: Prior, pairs: int, columns: int, residual: bool, seed: int) -
     return images(prior, z.transpose(0, 1).flatten(0, 1).to(prior.code_mean), residual, seed)
 
 
-def along(prior: Prior, rows: int, columns: int, residual: bool, seed: int) -> Tensor:
+def along(prior: PriorNetwork, rows: int, columns: int, residual: bool, seed: int) -> Tensor:
     """Images along the `rows` codes that move them most, from -2.5 to 2.5 around z = 0: (rows · columns, 1, h, w)."""
     k = prior.latent_size
     steps = torch.linspace(-2.5, 2.5, columns)[None, :, None] * torch.eye(k)[:, None]  # (k, columns, k)
@@ -119,7 +119,7 @@ def main() -> None:
     device = set_up(params)
     settings = params.sample
     train, test = load_splits("data/patches", device, ("train", "test"))
-    priors = {name: load_prior(f"data/models/{name}.safetensors", device, train.shape[2:]) for name in PRIORS}
+    priors = {name: load_network(f"data/models/{name}.safetensors", device, train.shape[2:]) for name in PRIORS}
     real, other = two_real_sets(train, settings, params.seed)
     # Memorisation: how near samples come to training patches, against how near patches of other photographs come.
     known = to_unit(train[:: max(1, len(train) // 20_000)])

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from genprior.images import psnr_db
-from genprior.networks import Encoder
-from genprior.prior import Prior, save_prior
+from genprior.layers import Encoder
+from genprior.networks import PriorNetwork, save_network
 from pipeline.files import write_csv, write_metrics
 from pipeline.params import Network, TrainAE, load_params
 from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
@@ -14,7 +14,7 @@ from pipeline.run import run, set_up
 from pipeline.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
 
 
-def reconstruction_error(prior: Prior, x: Tensor) -> Tensor:
+def reconstruction_error(prior: PriorNetwork, x: Tensor) -> Tensor:
     """Mean squared error of G(E(x)) over a batch (N, 1, h, w): a scalar."""
     return (prior.coefficients.synthesise(prior.decoder(prior.encoder(x))) - x).square().mean()
 
@@ -26,9 +26,9 @@ def train(
     settings: TrainAE,
     seed: int,
     checkpoint: Checkpoint | None = None,
-) -> tuple[Prior, pd.DataFrame]:
+) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
-    prior = Prior(
+    prior = PriorNetwork(
         patches.shape[2:],
         **network.model_dump(),
         noise="dct",
@@ -74,7 +74,7 @@ def main() -> None:
     values = {**curve.iloc[-1].drop("step").to_dict(), "test_mse": error, "test_psnr_db": psnr_db(error)}
     values |= check_residual(prior, encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
     write_metrics("metrics/train_ae.json", {"train_ae": values})
-    save_prior(prior, "data/models/ae.safetensors")
+    save_network(prior, "data/models/ae.safetensors")
     write_csv("data/curves/ae.csv", curve)
     write_csv("data/curves/ae_residual.csv", residual_curve)
     checkpoint.remove()

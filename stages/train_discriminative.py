@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from genprior.images import dct_basis
-from genprior.networks import Coefficients, mlp, tamed
+from genprior.layers import Coefficients, mlp, tamed
 from genprior.operators import as_matrix
 from pipeline.classical import GaussianPrior, fit_gaussian_prior
 from pipeline.files import write_array, write_metrics

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from genprior.networks import mlp
-from genprior.prior import Prior, save_prior
+from genprior.layers import mlp
+from genprior.networks import PriorNetwork, save_network
 from pipeline.files import write_csv, write_metrics
 from pipeline.losses import ADVERSARIAL, curvature_penalty, gradient_penalty, lipschitz_penalty
 from pipeline.measures import prdc
@@ -38,13 +38,13 @@ class Discriminator(nn.Sequential):
 
 def train(
     patches: Tensor, network: Network, settings: TrainGAN, seed: int, checkpoint: Checkpoint | None = None
-) -> tuple[Prior, pd.DataFrame]:
+) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the averaged generator and the curve of the game.
 
     Each step is one of the discriminator with its penalty, then one of the generator with its own. The default is
     R3GAN's game: Huang et al. 2024, section 2.
     """
-    generator = Prior(patches.shape[2:], **network.model_dump(), noise="dct", encoder="variational")
+    generator = PriorNetwork(patches.shape[2:], **network.model_dump(), noise="dct", encoder="variational")
     coefficients = generator.coefficients.fit(to_unit(patches.cpu()))
     discriminator = Discriminator(coefficients.scale.clone(), settings)
     generator.to(patches.device), discriminator.to(patches.device)
@@ -100,7 +100,7 @@ def train(
 
 
 @torch.no_grad()
-def collapse(generator: Prior, real: Tensor, seed: int, neighbours: int = 5) -> dict[str, float]:
+def collapse(generator: PriorNetwork, real: Tensor, seed: int, neighbours: int = 5) -> dict[str, float]:
     """What shows mode collapse: coverage and recall of real patches (N, 1, h, w); the samples' spread over theirs."""
     fake = generator.sample(len(real), torch.Generator().manual_seed(seed), residual=False)
     found = prdc(real, fake, min(neighbours, len(real) - 1))
@@ -124,7 +124,7 @@ def main() -> None:
     values = curve.iloc[-1].drop("step").to_dict()
     values |= check_residual(prior, prior.encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
     write_metrics("metrics/train_gan.json", {"train_gan": values})
-    save_prior(prior, "data/models/gan.safetensors")
+    save_network(prior, "data/models/gan.safetensors")
     write_csv("data/curves/gan.csv", curve)
     write_csv("data/curves/gan_chapter.csv", chapter_curve)
     write_csv("data/curves/gan_residual.csv", residual_curve)

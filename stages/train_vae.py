@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genprior.images import psnr_db
-from genprior.prior import Prior, save_prior
+from genprior.networks import PriorNetwork, save_network
 from pipeline.files import write_csv, write_metrics
 from pipeline.losses import elbo_terms
 from pipeline.params import Network, TrainVAE, load_params
@@ -39,12 +39,12 @@ def train(
     settings: TrainVAE,
     seed: int,
     checkpoint: Checkpoint | None = None,
-) -> tuple[Prior, pd.DataFrame]:
+) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
     shape, k = patches.shape[2:], network.latent_size
     n = shape[0] * shape[1]
     noise = settings.noise if settings.noise in ("dct", "modulated", "pixel") else "constant"
-    prior = Prior(shape, **network.model_dump(), noise=noise, encoder="variational")
+    prior = PriorNetwork(shape, **network.model_dump(), noise=noise, encoder="variational")
     prior.coefficients.fit(to_unit(patches.cpu()))
     if noise == "constant":
         prior.decoder.log_sigma.data.fill_(math.log(decoder_sigma(settings, n, k)))
@@ -74,7 +74,7 @@ def train(
 
 
 @torch.no_grad()
-def measure(prior: Prior, x: Tensor, seed: int) -> dict[str, Tensor]:
+def measure(prior: PriorNetwork, x: Tensor, seed: int) -> dict[str, Tensor]:
     """The ELBO's terms with one latent draw, the same for every call with this seed."""
     generator = torch.Generator().manual_seed(seed)
     return elbo_terms(prior, prior.encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
@@ -90,7 +90,7 @@ def summary(split: str, terms: dict[str, Tensor], n: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def held_out(prior: Prior, x: Tensor, seed: int) -> dict[str, float]:
+def held_out(prior: PriorNetwork, x: Tensor, seed: int) -> dict[str, float]:
     """The ELBO's terms on patches (N, 1, h, w), the codes in use, and the PSNR of G(E(x))."""
     mean, _ = prior.encoder(x)
     return {
@@ -116,7 +116,7 @@ def main() -> None:
     values["chapter"] = held_out(chapters, x_test, params.seed)
     values["chapter"]["sigma"] = chapters.decoder.log_sigma.exp()
     write_metrics("metrics/train_vae.json", {"train_vae": values})
-    save_prior(prior, "data/models/vae.safetensors")
+    save_network(prior, "data/models/vae.safetensors")
     write_csv("data/curves/vae.csv", curve)
     write_csv("data/curves/vae_chapter.csv", chapter_curve)
     checkpoint.remove()

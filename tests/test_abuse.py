@@ -36,7 +36,7 @@ from test_pipeline import STAGES
 
 from genprior.files import InputError
 from genprior.images import read_photograph
-from genprior.prior import Prior, load_prior, save_prior
+from genprior.networks import Prior, load_network, save_network
 from pipeline.files import read_array, write_array
 from pipeline.params import ExtractPatches, Params, load_params
 from pipeline.patches import load_patches, load_splits
@@ -764,14 +764,14 @@ def test_pictures_through_the_stage(tmp_path, tell):
 def model(tmp_path) -> Path:
     torch.manual_seed(0)
     file = tmp_path / "whole.safetensors"
-    save_prior(Prior((4, 4), 2, [3], "silu", "dct", "variational"), file)
+    save_network(Prior((4, 4), 2, [3], "silu", "dct", "variational"), file)
     return file
 
 
 def damaged_models(model: Path) -> dict[str, Path]:
     """Files in the place of a prior's; those named `fine ...` are to be taken, `perhaps ...` either, others refused."""
     data, found = model.read_bytes(), {}
-    prior = load_prior(model)
+    prior = load_network(model)
     weights = {name: value for name, value in prior.state_dict().items() if ".coefficients." not in name}
     length, hidden = struct.unpack("<Q", data[:8])[0], prior.config["hidden"][0]
 
@@ -849,7 +849,7 @@ def test_model_files(model, tell):
     counts, files = Counter(), damaged_models(model)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, file in files.items():
-        result, found = outcome(lambda file=file: load_prior(file), file.name)
+        result, found = outcome(lambda file=file: load_network(file), file.name)
         counts[result] += 1
         if not name.startswith("perhaps"):
             assert (result == "accepted") == name.startswith("fine"), (name, found)
@@ -863,8 +863,8 @@ def test_model_files(model, tell):
 
 def test_a_model_of_other_patches_is_refused_in_a_line_that_names_both(model):
     with pytest.raises(InputError, match=r"whole\.safetensors: a prior of 4 × 4 patches, and these are 16 × 16"):
-        load_prior(model, "cpu", (16, 16))
-    assert load_prior(model, "cpu", (4, 4)).shape == (4, 4)
+        load_network(model, "cpu", (16, 16))
+    assert load_network(model, "cpu", (4, 4)).shape == (4, 4)
 
 
 def test_arrays_of_patches(tmp_path, tell):

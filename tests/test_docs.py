@@ -21,7 +21,7 @@ from dvc.cli import DvcParserError
 from dvc.cli.parser import get_main_parser
 
 import genprior
-from genprior.prior import Prior, save_prior
+from genprior.networks import Prior, save_network
 from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ def test_dotted_keys_are_parameters_or_metrics(name, values):
 
 def test_example_in_the_docstring_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    save_prior(Prior((16, 16), 20, [8], "silu", "modulated"), tmp_path / "data/models/vae.safetensors")
+    save_network(Prior((16, 16), 20, [8], "silu", "modulated"), tmp_path / "data/models/vae.safetensors")
     monkeypatch.chdir(tmp_path)
     assert "data/models/vae.safetensors" in genprior.__doc__
     done = doctest.testmod(genprior)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genprior.images import save_grid
-from genprior.prior import Prior, save_prior
+from genprior.networks import Prior, save_network
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.pictures import curve_figure
 from pipeline.run import run
@@ -33,7 +33,7 @@ WRITERS = {
     "figure.png": lambda file, params: curve_figure(
         file, {f"{i}": (pd.DataFrame({"step": range(99), "y": range(99)}), ["y"]) for i in range(20)}
     ),
-    "a.safetensors": lambda file, params: save_prior(Prior((16, 16), 20, [64], "silu", "dct"), file),
+    "a.safetensors": lambda file, params: save_network(Prior((16, 16), 20, [64], "silu", "dct"), file),
     "checkpoints/1.safetensors": train,
     ".part-standard/camera.png": lambda file, params: collect(["camera"], file.parent.with_name("standard")),
 }

@@ -35,7 +35,7 @@ from genprior.inversion import (
     screen,
     search,
 )
-from genprior.networks import scale_fields
+from genprior.layers import scale_fields
 from genprior.operators import GaussianBlur, Identity, gaussian_sensing
 
 SHAPE, N = (4, 5), 20

@@ -13,7 +13,8 @@ from scipy.stats import multivariate_normal, multivariate_t
 from genprior.energies import ModulatedEnergy, RangeEnergy, WhiteEnergy, by_parts, relaxed_energy
 from genprior.images import dct_basis
 from genprior.inversion import Modes, screen, search
-from genprior.networks import scale_fields
+from genprior.layers import scale_fields
+from genprior.networks import load_network
 from genprior.operators import GaussianBlur, Identity, gaussian_sensing
 from genprior.posterior import (
     ANNEALED,
@@ -32,7 +33,6 @@ from genprior.posterior import (
     sample_posterior,
     smc,
 )
-from genprior.prior import load_prior
 from pipeline.params import Network, TrainVAE
 from pipeline.problems import build_operator
 from stages import train_vae
@@ -75,7 +75,9 @@ class Linear:
 
 
 def plain_energy(moments, operator, y, sigma, basis=BASIS):
-    return relaxed_energy(SimpleNamespace(moments=moments, fields=None, basis=basis, shape=SHAPE), operator, y, sigma)
+    return relaxed_energy(
+        SimpleNamespace(moments=moments, scale_fields=None, basis=basis, shape=SHAPE), operator, y, sigma
+    )
 
 
 def operators(draw):
@@ -170,7 +172,7 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, forc
     truth = torch.tensor([[1.2, 0.4], [-0.9, -1.0], [0.2, 0.5]])
     x = (two_moons(truth)[0] @ BASIS.T).reshape(-1, 1, *SHAPE) + 0.2 * torch.randn(3, 1, *SHAPE, generator=draw)
     if kind == "all pixels, modulated":  # as log p(x) is found
-        prior = SimpleNamespace(moments=modulated_moons, fields=FIELDS, basis=BASIS, shape=SHAPE)
+        prior = SimpleNamespace(moments=modulated_moons, scale_fields=FIELDS, basis=BASIS, shape=SHAPE)
         energy = relaxed_energy(prior, Identity(), x, 0.0)
         assert isinstance(energy, WhiteEnergy)
     else:
@@ -178,7 +180,7 @@ def test_curved_decoder_with_two_modes_against_quadrature(draw, grid, kind, forc
         y = operator.A(x) + 0.1 * torch.randn(3, 6, generator=draw)
         energy = plain_energy(two_moons, operator, y, 0.1)
         if kind == "modulated":
-            energy = ModulatedEnergy(modulated_moons, BASIS, SHAPE, operator, y, 0.1, fields=FIELDS)
+            energy = ModulatedEnergy(modulated_moons, BASIS, SHAPE, operator, y, 0.1, scale_fields=FIELDS)
     modes = search(energy, torch.randn(8, 3, 2, generator=draw), 60)
     samples = 4_000 if force else 8_000
     posterior = sample_posterior(energy, modes, samples, draw, minimum_effective=2.0 if force else 0.0)
@@ -457,7 +459,7 @@ def small_decoder(draw, k=4):
     return lambda z: (torch.tanh(z @ inner.T) @ outer.T, 0.05 * torch.exp(torch.tanh(z @ spread.T)))
 
 
-def simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields=None):
+def simulate(draw, moments, basis, shape, k, operator, sigma, problems, scale_fields=None):
     """Truths from the prior, measured: codes (N, k), images (N, n), the energy of each."""
     truth = torch.randn(problems, k, generator=draw).to(basis.device)
     mean, variance, *scales = moments(truth)
@@ -465,7 +467,7 @@ def simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields=N
     x = (mean @ basis.T + (scales[0] @ fields * residual if scales else residual)).reshape(-1, 1, *shape)
     y = operator.A(x)
     y = y + sigma * torch.randn(y.shape, generator=draw).to(y)
-    prior = SimpleNamespace(moments=moments, basis=basis, shape=shape, fields=fields)
+    prior = SimpleNamespace(moments=moments, basis=basis, shape=shape, scale_fields=fields)
     return truth, x.flatten(1), relaxed_energy(prior, operator, y, sigma)
 
 
@@ -503,7 +505,7 @@ def calibrate(
     minimum_effective=0.5,
     samples=99,
     thin=3,
-    fields=None,
+    scale_fields=None,
 ):
     """Simulation-based calibration (Talts et al. 2018): ranks of truths among posterior samples; x drawn, x true."""
     truth, x, energy = simulate(draw, moments, basis, shape, k, operator, sigma, problems, fields)
@@ -565,7 +567,9 @@ def test_calibration_of_a_trained_decoder(patches):
     prior.requires_grad_(False)
     draw, shape = torch.Generator().manual_seed(0), (8, 8)
     operator = gaussian_sensing(shape, 12, draw)
-    ranks, _, _ = calibrate(draw, prior.moments, prior.basis, shape, 4, operator, 0.01, 300, fields=prior.fields)
+    ranks, _, _ = calibrate(
+        draw, prior.moments, prior.basis, shape, 4, operator, 0.01, 300, scale_fields=prior.scale_fields
+    )
     assert_uniform(ranks)
 
 
@@ -581,10 +585,18 @@ def test_calibration_of_the_pipelines_priors(params, name, problem):
         pytest.skip("needs `make repro`")
     torch.set_default_dtype(torch.float32)  # as the pipeline has it, and in half the time
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    prior, draw = load_prior(path, device), torch.Generator().manual_seed(0)
+    prior, draw = load_network(path, device), torch.Generator().manual_seed(0)
     settings = params.problems[problem]
     operator = build_operator(settings, prior.shape, draw).to(device)
     ranks, _, _ = calibrate(
-        draw, prior.moments, prior.basis, prior.shape, 20, operator, settings.sigma, 400, fields=prior.fields
+        draw,
+        prior.moments,
+        prior.basis,
+        prior.shape,
+        20,
+        operator,
+        settings.sigma,
+        400,
+        scale_fields=prior.scale_fields,
     )
     assert_uniform(ranks)

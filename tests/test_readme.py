@@ -5,7 +5,7 @@ import re
 import torch
 from conftest import ROOT
 
-from genprior.prior import Prior, save_prior
+from genprior.networks import Prior, save_network
 
 README = (ROOT / "README.md").read_text()
 
@@ -28,7 +28,7 @@ def test_tree_names_every_script():
 def test_python_example_runs(tmp_path):
     torch.manual_seed(0)
     file = tmp_path / "vae.safetensors"
-    save_prior(Prior((16, 16), 3, [8], "silu", "modulated"), file)
+    save_network(Prior((16, 16), 3, [8], "silu", "modulated"), file)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert '"data/models/vae.safetensors"' in code
     names = {}

@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from genprior.prior import Prior, save_prior
+from genprior.networks import PriorNetwork, save_network
 from pipeline.params import Network, TrainVAE
 from stages.train_vae import train
 from tools import restore
@@ -23,7 +23,7 @@ def trained(patches, tmp_path_factory):
     )
     network = Network(latent_size=4, hidden=[32], activation="silu")
     file = tmp_path_factory.mktemp("models") / "vae.safetensors"
-    save_prior(train(patches, patches, network, settings, 0)[0], file)
+    save_network(train(patches, patches, network, settings, 0)[0], file)
     return file
 
 
@@ -163,8 +163,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(trained, folder
     path, call = folder
     Image.new("L", (30, 20), 255).save(path / "small.png")
     Image.new("L", (30, 21), 0).save(path / "black.png")
-    save_prior(Prior((8, 8), 2, [4], "silu", None), path / "plain.safetensors")
-    save_prior(Prior((6, 6), 2, [4], "silu", "dct"), path / "odd.safetensors")
+    save_network(PriorNetwork((8, 8), 2, [4], "silu", None), path / "plain.safetensors")
+    save_network(PriorNetwork((6, 6), 2, [4], "silu", "dct"), path / "odd.safetensors")
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     words = words.split()
     if "--prior" not in words:

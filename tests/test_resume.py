@@ -12,7 +12,7 @@ from test_training import NETWORK, gan_settings, vae_settings
 from torch import nn
 
 from genprior.images import dct_basis
-from genprior.networks import Encoder
+from genprior.layers import Encoder
 from pipeline.classical import fit_gaussian_prior
 from pipeline.files import write_array
 from pipeline.params import CompressedSensing, Residual, TrainAE, TrainDiscriminative

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, tiny
 from threadpoolctl import threadpool_info
 
-from genprior.prior import Prior, save_prior
+from genprior.networks import Prior, save_network
 from pipeline.files import write_array
 from pipeline.params import load_params
 from pipeline.patches import to_unit
@@ -38,7 +38,7 @@ def stage(tmp_path, values, patches):
     torch.manual_seed(0)
     prior = Prior((8, 8), 3, [8], "silu", "dct", "plain")
     prior.coefficients.fit(to_unit(patches))
-    save_prior(prior.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
+    save_network(prior.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
     for split in ("train", "test"):
         write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
     tiny(values)["extract_patches"]["patch_size"] = [8, 8]

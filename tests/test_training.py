@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 
 from genprior.gaussian import gaussian_log_likelihood
 from genprior.images import dct_basis, psnr_db
-from genprior.networks import Encoder
-from genprior.prior import Prior, load_prior, save_prior
+from genprior.layers import Encoder
+from genprior.networks import PriorNetwork, load_network, save_network
 from pipeline.classical import fit_gaussian_prior
 from pipeline.files import write_array
 from pipeline.losses import elbo_terms
@@ -103,7 +103,7 @@ def test_gains_say_on_which_side_of_an_edge_texture_is():
     found = {}
     for noise in ("dct", "modulated"):
         torch.manual_seed(0)
-        prior = Prior((8, 8), 1, [16], "silu", noise)
+        prior = PriorNetwork((8, 8), 1, [16], "silu", noise)
         prior.coefficients.fit(x)
         optimizer = torch.optim.Adam(prior.parameters(), 0.02)
         for _ in range(300):
@@ -211,7 +211,7 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
     own = torch.randn(2000, prior.latent_size) if variational else prior.encode(to_unit(patches)).detach()
     elbos, densities = [], []
     for weight in (0.0, 0.3, 100.0, None):
-        fitted = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="none")
+        fitted = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="none")
         fitted.load_state_dict(start, strict=False)
         torch.manual_seed(0)
         encoder = Encoder(fitted.coefficients, **NETWORK.model_dump(), variational=True)
@@ -256,7 +256,7 @@ def test_warm_up_lets_codes_say_more_until_it_ends(patches):
 
 def test_patch_that_no_training_showed_keeps_the_elbo_finite(patches):
     """e^v of its variances would overflow, and one such patch end a training."""
-    prior = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
+    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
     prior.coefficients.fit(to_unit(patches))
     prior.encoder.log_variance.bias.data.fill_(1000.0)
     for term in elbo_terms(prior, prior.encoder, to_unit(patches[:5]), torch.randn(5, 4)).values():
@@ -266,16 +266,16 @@ def test_patch_that_no_training_showed_keeps_the_elbo_finite(patches):
 def test_residual_model_takes_gains(patches, tmp_path):
     """They begin at 1, are trained, and are in the file."""
     torch.manual_seed(0)
-    prior = Prior((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
+    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
     prior.coefficients.fit(to_unit(patches))
     settings = Residual(steps=20, batch_size=64, lr=0.01, noise="modulated", code_weight=None, warm_up=0.0)
     fit_residual(prior, prior.encoder, patches, settings, 0)
     z = torch.randn(5, 4)
     scales = prior.moments(z)[2]
     assert (scales - 1).abs().max() > 1e-3
-    save_prior(prior, tmp_path / "prior.safetensors")
-    assert torch.equal(load_prior(tmp_path / "prior.safetensors").moments(z)[2], scales)
-    fresh = Prior((8, 8), **NETWORK.model_dump(), noise="dct")
+    save_network(prior, tmp_path / "prior.safetensors")
+    assert torch.equal(load_network(tmp_path / "prior.safetensors").moments(z)[2], scales)
+    fresh = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct")
     before = fresh.moments(z)
     fresh.add_scales()
     mean, variance, scales = fresh.moments(z)

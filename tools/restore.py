@@ -26,9 +26,9 @@ from genprior.energies import relaxed_energy
 from genprior.files import InputError, whole_file
 from genprior.images import psnr_db
 from genprior.inversion import screen, search
+from genprior.networks import PriorNetwork, load_network
 from genprior.operators import Identity, Inpainting
 from genprior.posterior import dominant, sample_posterior
-from genprior.prior import Prior, load_prior
 from pipeline.params import Params, Search, load_params
 from pipeline.problems import Measured, pose
 from pipeline.run import run, set_up, steps
@@ -85,7 +85,7 @@ def simulated(x: Tensor, name: str, params: Params, shape: tuple, stride: int) -
     return measured_picture(y, mask.repeat(times)[: x.shape[0], : x.shape[1]], posed.sigma, shape, stride)
 
 
-def restore(prior: Prior, problem: Measured, solver: Search, samples: int, draw: torch.Generator) -> Tensor:
+def restore(prior: PriorNetwork, problem: Measured, solver: Search, samples: int, draw: torch.Generator) -> Tensor:
     """The patches of a problem at their dominant modes, or the mean over posterior samples: (N, 1, h, w)."""
     energy = relaxed_energy(prior, problem.operator, problem.y, problem.sigma)
     count = min(2048, SCREENED * len(problem.y))
@@ -115,7 +115,7 @@ def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(picture.copy()).float() / 255
 
 
-def posed(args: argparse.Namespace, prior: Prior, params: Params) -> tuple[Tensor, Iterator[tuple]]:
+def posed(args: argparse.Namespace, prior: PriorNetwork, params: Params) -> tuple[Tensor, Iterator[tuple]]:
     """The picture, and the problems that its patches pose."""
     picture = read(args.image, args, prior.shape).to(prior.code_mean.device)
     if args.problem:
@@ -173,7 +173,7 @@ def main() -> None:
     device = set_up(params)
     if not Path(args.prior).exists():
         raise InputError(f"--prior {args.prior}: no such file; `make repro` trains the priors in data/models")
-    prior = load_prior(args.prior, device)
+    prior = load_network(args.prior, device)
     if not prior.has_residual:
         raise InputError(f"{args.prior}: a prior without a residual model; one of data/models would be right")
     if args.problem and args.problem not in params.problems:

@@ -4,16 +4,16 @@ from safetensors.torch import save_file
 
 from genprior.energies import with_columns
 from genprior.files import InputError
-from genprior.networks import Coefficients, Encoder, scale_fields, tamed
+from genprior.layers import Coefficients, Encoder, scale_fields, tamed
+from genprior.networks import PriorNetwork, load_network, save_network
 from genprior.operators import GaussianBlur, as_matrix
-from genprior.prior import Prior, load_prior, save_prior
 from pipeline.patches import to_unit
 from stages.sample import images
 
 
 def build(noise=None, encoder="none", flow=False):
     torch.manual_seed(0)
-    prior = Prior((8, 8), 3, [16, 12], "silu", noise, encoder, flow)
+    prior = PriorNetwork((8, 8), 3, [16, 12], "silu", noise, encoder, flow)
     if flow:
         for network in prior.flow.networks:  # as it comes, it is the identity
             torch.nn.init.normal_(network[-1].weight, std=0.3)
@@ -48,9 +48,9 @@ def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, flow):
     if encoder == "plain":
         prior.fit_codes(to_unit(patches))
     for name in ("one", "two"):
-        save_prior(prior, tmp_path / f"{name}.safetensors")
+        save_network(prior, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
-    loaded = load_prior(tmp_path / "one.safetensors")
+    loaded = load_network(tmp_path / "one.safetensors")
     z = torch.randn(5, 3)
     for before, after in zip(prior.moments(z), loaded.moments(z), strict=True):
         assert before is after is None or torch.equal(before, after)
@@ -61,28 +61,28 @@ def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, flow):
 def test_damaged_and_foreign_files_are_named(tmp_path):
     file = tmp_path / "prior.safetensors"
     with pytest.raises(InputError, match=r"prior\.safetensors"):
-        load_prior(file)
+        load_network(file)
     for content in (b"", b"garbage" * 10):
         file.write_bytes(content)
         with pytest.raises(InputError, match=r"prior\.safetensors"):
-            load_prior(file)
-    save_prior(build(), file)
+            load_network(file)
+    save_network(build(), file)
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(InputError, match=r"prior\.safetensors"):
-        load_prior(file)
+        load_network(file)
     for metadata in (None, {"prior": "{}"}, {"prior": "[1]"}, {"prior": '{"shape": [8, 8], "latent_size": "x"}'}):
         save_file({"a": torch.zeros(2)}, file, metadata=metadata)
         with pytest.raises(InputError, match="not the file of a prior"):
-            load_prior(file)
+            load_network(file)
 
 
 def test_file_of_another_shape_is_refused(tmp_path):
     file = tmp_path / "prior.safetensors"
     prior = build()
     prior.config["latent_size"] = 4
-    save_prior(prior, file)
+    save_network(prior, file)
     with pytest.raises(InputError, match="not the file of a prior"):
-        load_prior(file)
+        load_network(file)
 
 
 def test_fitted_codes_are_standard_normal_in_mean_and_covariance(patches):
@@ -176,7 +176,7 @@ def test_gains_modulate_what_samples_add_to_the_mean(patches):
         x = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1).double()
         prior.double()
         mean, variance, scales = prior.moments(torch.zeros(1, 3).double())
-        root = (scales @ prior.fields).T * prior.basis
+        root = (scales @ prior.scale_fields).T * prior.basis
         law = torch.distributions.MultivariateNormal(prior.basis @ mean[0], (root * variance) @ root.T)
         covariance = law.covariance_matrix
         torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0, atol=0.05 * covariance.max().item())

@@ -1,0 +1,148 @@
+"""A trained prior as users hold it: `Prior` with its residual model, and `Prior.range`, the same confined to G."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from genprior.files import InputError
+from genprior.networks import PriorNetwork
+from genprior.streams import generator_of
+
+
+class Code(Tensor):
+    """Codes (..., k) of one view. What is computed from them stays one; with codes of the other view it is refused."""
+
+    view = ""
+
+
+class PriorCode(Code):
+    """Codes of `Prior`: images lie at G(T(z))."""
+
+    view = "prior"
+
+
+class RangeCode(Code):
+    """Codes of `Prior.range`: images are G(z)."""
+
+    view = "prior.range"
+
+
+class View:
+    """What both views share: codes z ~ N(0, I) and the images that go with them.
+
+    shape: (h, w) of a patch; latent_size: k; basis: U (n, n), of the coefficients Uᵀx that `moments` speaks of.
+    """
+
+    code: type[Code]
+
+    def __init__(self, network: PriorNetwork):
+        self.network, self.shape, self.latent_size = network, network.shape, network.latent_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.network.code_mean.device
+
+    @property
+    def basis(self) -> Tensor:
+        """U of the coefficients Uᵀx: (n, n)."""
+        return self.network.basis
+
+    def own(self, z: Tensor) -> Tensor:
+        """Codes as a plain tensor; InputError for those of the other view."""
+        if isinstance(z, Code) and type(z) is not self.code:
+            raise InputError(f"a code of {z.view} was given where one of {self.code.view} is right; encode the image")
+        return z.as_subclass(Tensor)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean image of each code, E[x | z]: (N, k) -> (N, 1, h, w)."""
+        return (self.moments(self.own(z))[0] @ self.basis.T).reshape(-1, 1, *self.shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's (mean) codes of patches in [0, 1]: (N, 1, h, w) -> (N, k); InputError without an encoder."""
+        if self.network.encoder is None:
+            raise InputError("this prior has no encoder: it was trained without one")
+        return self._encode(x).as_subclass(self.code)
+
+
+class Range(View):
+    """Images confined to the range of G, x = G(z) with z ~ N(0, I): Σ = 0, as the chapter has it."""
+
+    code, covariance = RangeCode, "none"
+
+    def moments(self, z: Tensor) -> tuple[Tensor]:
+        """The coefficients Uᵀ G(z): (N, k) -> (N, n)."""
+        return (self.network.decode(z).flatten(1) @ self.basis,)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z): (N, k) -> (N, 1, h, w)."""
+        return self.network.decode(self.own(z))
+
+    def through(self, matrix: Tensor) -> "object":
+        """K G for a linear operator's matrix K (m, n), as one network with its own derivatives."""
+        return self.network.through(matrix)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.network.encode(x)
+
+    @torch.no_grad()
+    def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
+        """Images G(z), z ~ N(0, I): (count, 1, h, w)."""
+        return self.network.sample(count, generator_of(seed, "sample"), residual=False)
+
+
+class Prior(View):
+    """x | z ~ N(G(T(z)), Σ(z)), Σ(z) = D(z) U diag(v(z)) Uᵀ D(z), with z ~ N(0, I).
+
+    Without a residual model in the file there is none of this view, and `range` alone is of use.
+    """
+
+    code = PriorCode
+
+    @cached_property
+    def range(self) -> Range:
+        """The same prior confined to the range of G."""
+        return Range(self.network)
+
+    @property
+    def covariance(self) -> str:
+        """What Σ(z) is made of: "diagonal" in the basis U, or "scaled", with pixel scales D(z) beside it."""
+        return "diagonal" if self.network.scale_fields is None else "scaled"
+
+    @property
+    def scale_fields(self) -> Tensor | None:
+        """Fields (B, n) of which the pixel scales are made, D = diag(scales @ scale_fields); None without scales."""
+        return self.network.scale_fields
+
+    @property
+    def basis_axes(self) -> Sequence[Tensor] | None:
+        """U_h (h, h) and U_w (w, w) with U = U_h ⊗ U_w."""
+        return self.network.basis_axes
+
+    def moments(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Mean and variances v(z) of the coefficients Uᵀx: (N, n) each; scales (N, B) where there are any."""
+        return self.network.moments(z)
+
+    def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`moments` and their Jacobians: (N, n, k) each; of scales (N, B, k)."""
+        return self.network.moments_with_columns(z)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.network.encode_residual(x)
+
+    @torch.no_grad()
+    def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
+        """Images x ~ N(G(T(z)), Σ(z)), z ~ N(0, I): (count, 1, h, w)."""
+        return self.network.sample(count, generator_of(seed, "sample"), residual=True)
+
+    def log_prob(self, x: Tensor, samples: int = 100, seed: int = 0) -> Tensor:
+        """log p(x) of dequantised patches (N, 1, h, w) in nats, by importance sampling of the posterior of z: (N,).
+
+        The evidence of y = x, K = I and no noise. In [0, 1] grey values are steps of 1/255; add noise of that width.
+        """
+        from genprior.operators import Identity
+        from genprior.restoration import posterior
+
+        return posterior(self, Identity(), x, 0.0, samples=samples, seed=seed).log_evidence

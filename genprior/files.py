@@ -13,6 +13,25 @@ class InputError(ValueError):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
 
 
+def find_prior(name: str | Path) -> Path:
+    """The file of a trained prior: a path, or a name that the installed package or this checkout has a model of.
+
+    Raises InputError that says which there are.
+    """
+    package = Path(__file__).parent
+    folders = (package / "models", package.parent / "data/models")  # in a wheel; in a checkout, after `dvc repro`
+    if Path(name).name == str(name) and not Path(name).suffix:
+        files = [folder / f"{name}.safetensors" for folder in folders]
+    else:
+        files = [Path(name)]
+    for file in files:
+        if file.is_file():
+            return file
+    there = sorted({file.stem for folder in folders for file in folder.glob("*.safetensors")})
+    known = f"there is {', '.join(there)}, or the path of a file" if there else "`make repro` trains the priors"
+    raise InputError(f"{name}: no such prior; {known}")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not.

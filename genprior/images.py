@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +132,33 @@ def resize(image: np.ndarray, size: int | list[int] | None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0])))
 
 
-def cut_patches(image: np.ndarray, patch_size: list[int], stride: int) -> np.ndarray:
-    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w)."""
+def corners(side: int, patch: int, stride: int) -> list[int]:
+    """Where overlapping patches begin along a side, the last one at its end."""
+    return [*range(0, side - patch, stride), side - patch]
+
+
+def cut_patches(image: np.ndarray, patch_size: Sequence[int], stride: int, to_end: bool = False) -> np.ndarray:
+    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w).
+
+    With `to_end` also those at the ends of its sides, so that every pixel is in one.
+    """
     windows = np.lib.stride_tricks.sliding_window_view(image, patch_size)
-    return windows[::stride, ::stride].reshape(-1, *patch_size).copy()
+    if to_end:
+        windows = windows[np.ix_(*(corners(*sides, stride) for sides in zip(image.shape, patch_size, strict=True)))]
+    else:
+        windows = windows[::stride, ::stride]
+    return windows.reshape(-1, *patch_size).copy()
+
+
+def join_patches(patches: np.ndarray, size: tuple[int, int], stride: int) -> np.ndarray:
+    """The image of `size` (H, W) that was cut `to_end`, each pixel the mean of the patches (N, h, w) that hold it."""
+    height, width = patches.shape[1:]
+    total, count = np.zeros((2, *size))
+    places = [corners(*sides, stride) for sides in zip(size, (height, width), strict=True)]
+    for patch, (i, j) in zip(patches, product(*places), strict=True):
+        total[i : i + height, j : j + width] += patch
+        count[i : i + height, j : j + width] += 1
+    return total / count
 
 
 def symmetries(patches: np.ndarray) -> np.ndarray:
@@ -161,16 +185,12 @@ def psnr_db(mean_squared_error: float) -> float:
     return -10 * math.log10(error) if error else math.inf
 
 
-def tile(patches: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Patches (N, h, w) or (N, 1, h, w) in [0, 1] as one picture, row by row on white: (H, W) in [0, 1]."""
+def tile(patches: np.ndarray, columns: int) -> np.ndarray:
+    """Patches (N, h, w) or (N, 1, h, w) in [0, 1] as one picture, row by row, a white pixel apart: (H, W) in [0, 1]."""
     patches = np.asarray(patches, dtype=np.float64).reshape(len(patches), *patches.shape[-2:]).clip(0, 1)
-    height, width = patches.shape[1] + gap, patches.shape[2] + gap
-    rows = -(-len(patches) // columns)
-    canvas = np.ones((rows * height - gap, columns * width - gap))
-    for i, patch in enumerate(patches):
-        top, left = i // columns * height, i % columns * width
-        canvas[top : top + height - gap, left : left + width - gap] = patch
-    return canvas
+    cells = np.pad(patches, ((0, -len(patches) % columns), (0, 1), (0, 1)), constant_values=1)
+    height, width = cells.shape[1:]
+    return cells.reshape(-1, columns, height, width).swapaxes(1, 2).reshape(-1, columns * width)[:-1, :-1]
 
 
 def save_grid(path: str | Path, patches: np.ndarray, columns: int = 10, zoom: int = 3) -> None:

@@ -14,19 +14,15 @@ GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10) * 2
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "I", "F", "1"])
 def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
     expected = GREY
-    if mode == "I;16":
-        picture = Image.fromarray(GREY.astype(np.uint16) * 257)
-    elif mode == "I":
-        picture = Image.fromarray(GREY.astype(np.int32) * 257)
+    if mode in ("I;16", "I"):
+        picture = Image.fromarray(GREY.astype(np.uint16 if mode == "I;16" else np.int32) * 257)
     elif mode == "F":
         picture = Image.fromarray((GREY / 255).astype(np.float32))
     elif mode == "1":
         picture = Image.fromarray(GREY > 99)
         expected = np.where(GREY > 99, 255, 0)
-    elif mode in ("CMYK", "RGBA", "LA"):
-        picture = Image.fromarray(GREY).convert("RGB" if mode != "LA" else "L").convert(mode)
     else:
-        picture = Image.fromarray(GREY).convert(mode)
+        picture = Image.fromarray(GREY).convert("RGB" if mode in ("CMYK", "RGBA") else "L").convert(mode)
     if suffix == ".png" and mode in ("CMYK", "F", "I"):
         pytest.skip("PNG has no such mode")
     file = tmp_path / f"picture{suffix}"
@@ -100,6 +96,24 @@ def test_patches_are_cut_row_by_row():
     found = images.cut_patches(GREY, [4, 3], 2)
     expected = [GREY[i : i + 4, j : j + 3] for i in range(0, 9, 2) for j in range(0, 8, 2)]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((8, 8), 3), ((21, 30), 3), ((20, 9), 8), ((16, 24), 8)])
+def test_cut_patches_join_to_the_image(size, stride):
+    image = np.random.default_rng(0).random(size)
+    patches = images.cut_patches(image, (8, 8), stride, to_end=True)
+    np.testing.assert_allclose(images.join_patches(patches, size, stride), image)
+    np.testing.assert_array_equal(patches[-1], image[-8:, -8:])
+
+
+def test_a_pixel_is_the_mean_of_the_patches_that_hold_it():
+    joined = images.join_patches(np.array([1.0, 2, 6])[:, None, None] * np.ones((4, 4)), (4, 8), 2)
+    np.testing.assert_allclose(joined, np.tile([1, 1, 1.5, 1.5, 4, 4, 6, 6], (4, 1)))
+
+
+def test_grid_is_row_by_row_on_white():
+    found = images.tile(np.arange(3)[:, None, None, None] / 4 * np.ones((1, 2, 1)), 2)
+    np.testing.assert_array_equal(found, [[0, 1, 0.25], [0, 1, 0.25], [1, 1, 1], [0.5, 1, 1], [0.5, 1, 1]])
 
 
 def test_symmetries_are_the_eight_of_the_square():

@@ -1,0 +1,199 @@
+"""The command, on a prior that is Gaussian, so that every restoration has a closed form; and where priors are found."""
+
+import math
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import genprior
+from genprior import command, files
+from genprior.files import InputError, find_prior
+from genprior.images import dct_basis, save_grid
+from genprior.networks import PriorNetwork, save_network
+
+SHAPE = (8, 8)
+
+
+@pytest.fixture(scope="module")
+def prior(patches, tmp_path_factory):
+    """The file of a prior with x = m + W z + U v^½ ξ, and (m, W Wᵀ, U diag(v) Uᵀ)."""
+    network = PriorNetwork(SHAPE, 3, [4], "silu", "dct")
+    network.coefficients.fit(patches / 255)
+    for weights in network.decoder.parameters():
+        weights.data.zero_()
+    network.decoder.log_variance[-1].bias.data.fill_(1.25)  # v about the variance of patches
+    draw = torch.Generator().manual_seed(0)
+    network.decoder.linear.weight.data.copy_(torch.randn(64, 3, generator=draw) / 2)
+    file = tmp_path_factory.mktemp("models") / "gaussian.safetensors"
+    save_network(network, file)
+    with torch.no_grad():
+        mean, columns = network.decode(torch.zeros(1, 3)), network.decode(torch.eye(3))
+        v = network.moments(torch.zeros(1, 3))[1].numpy()[0].astype(float)
+    m, w = mean.numpy().astype(float).ravel(), (columns - mean).numpy().astype(float).reshape(3, -1).T
+    basis = dct_basis(*SHAPE)
+    return file, (m, w @ w.T, basis * v @ basis.T)
+
+
+def closed_form(y, seen, sigma, stride, mean, covariance):
+    """The mean of all patches' E[x | y], x ~ N(mean, covariance), where they overlap."""
+    total, count = np.zeros((2, *y.shape))
+    places = [[*range(0, side - 8, stride), side - 8] for side in y.shape]
+    for i, j in product(*places):
+        window = np.s_[i : i + 8, j : j + 8]
+        rows = np.flatnonzero(seen[window])
+        gain = np.linalg.solve(covariance[np.ix_(rows, rows)] + sigma**2 * np.eye(len(rows)), covariance[rows]).T
+        total[window] += (mean + gain @ (y[window].ravel()[rows] - mean[rows])).reshape(SHAPE)
+        count[window] += 1
+    return (total / count).clip(0, 1)
+
+
+def read(file) -> np.ndarray:
+    return np.asarray(Image.open(file)) / 255
+
+
+def write(file, picture) -> None:
+    Image.fromarray(np.rint(255 * np.asarray(picture).clip(0, 1)).astype(np.uint8)).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path, prior, monkeypatch, capsys):
+    """A working directory with pictures; `call` runs the command in it, and returns what it prints."""
+    rows, columns = np.mgrid[0:21, 0:30]
+    wave = 0.5 + 0.3 * np.sin(0.5 * rows + 0.3 * columns)
+    write(tmp_path / "true.png", wave)
+    write(tmp_path / "noisy.png", wave + 0.1 * np.random.default_rng(0).standard_normal(wave.shape))
+    seen = np.ones(wave.shape)
+    seen[5:8, 4:20] = seen[12:, 22:25] = 0
+    write(tmp_path / "seen.png", seen)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> str:
+        command.main([*map(str, words), *(() if "--prior" in words else ("--prior", str(prior[0])))])
+        return capsys.readouterr().out
+
+    return tmp_path, call
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    ("options", "stride", "atol"),
+    [([], 4, 1e-4), (["--stride", 3], 3, 1e-4), (["--range"], 4, 1e-4), (["--samples", 400], 4, 0.01)],
+)
+def test_restoration_is_the_closed_form(prior, folder, options, stride, atol, mask):
+    path, call = folder
+    _, (m, range_covariance, residual_covariance) = prior
+    covariance = range_covariance + (0 if "--range" in options else residual_covariance)
+    seen = read(path / "seen.png") > 0.5 if mask else np.ones((21, 30), dtype=bool)
+    printed = call("restore", "noisy.png", "--sigma", 0.1, *options, *(["--mask", "seen.png"] if mask else []))
+    assert printed.startswith("restored.png: 21 × 30 pixels")
+    expected = closed_form(read(path / "noisy.png"), seen, 0.1, stride, m, covariance)
+    np.testing.assert_allclose(read(path / "restored.png"), expected, rtol=0, atol=0.5 / 255 + atol)
+
+
+def test_what_stands_where_the_mask_is_black_does_not_matter(folder):
+    path, call = folder
+    written = set()
+    for grey in (0, 1):
+        write(path / "holes.png", np.where(read(path / "seen.png") > 0.5, read(path / "noisy.png"), grey))
+        call("restore", "holes.png", "--sigma", 0.01, "--mask", "seen.png", "--crop", 2, 0, 19, 28)
+        written.add((path / "restored.png").read_bytes())
+    assert len(written) == 1
+    assert read(path / "restored.png").shape == (19, 28)
+
+
+def test_simulated_measurement_is_restored_and_its_psnr_printed(folder):
+    path, call = folder
+    truth, improved = read(path / "true.png"), {}
+    for missing, out in ((0, "noise.png"), (0.4, "missing.png"), (0.4, "again.png")):
+        printed = call("restore", "true.png", "--sigma", 0.1, "--simulate", "--missing", missing, "--out", out)
+        improved[out] = float(printed.split("PSNR ")[1].split()[0])
+        error = np.mean((truth - read(path / out)) ** 2)  # that of rounding adds to it
+        assert -10 * math.log10(error) == pytest.approx(improved[out], abs=0.05)
+    assert (path / "again.png").read_bytes() == (path / "missing.png").read_bytes()
+    assert improved["noise.png"] > 20 + 2  # what the noise leaves, in dB
+    assert improved["noise.png"] > improved["missing.png"] > 15
+    call("restore", "true.png", "--sigma", 0.1, "--simulate", "--seed", 1)
+    assert (path / "restored.png").read_bytes() != (path / "noise.png").read_bytes()
+
+
+def test_progress_is_for_terminals(prior, folder, monkeypatch, capsys):
+    words = ["restore", "noisy.png", "--sigma", "0.1", "--prior", str(prior[0])]
+    command.main(words)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    command.main(words)
+    assert capsys.readouterr().err.endswith("\r35 of 35 patches\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--range"]])
+def test_samples_are_the_priors(prior, folder, options):
+    path, call = folder
+    assert call("sample", "--count", 12, "--seed", 5, *options) == "samples.png: 12 patches of 8 × 8 pixels\n"
+    loaded = genprior.load(prior[0])
+    save_grid("expected.png", (loaded.range if options else loaded).sample(12, seed=5).numpy())
+    assert (path / "samples.png").read_bytes() == (path / "expected.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "COMMAND"),
+        ("restore true.png", "--sigma"),
+        ("restore true.png --sigma 0", "--sigma: 0: 0.0001 to 1"),
+        ("restore true.png --sigma nan", "--sigma"),
+        ("restore true.png --sigma much", "--sigma"),
+        ("restore true.png --sigma 0.1 --missing 0.5", "--missing"),
+        ("restore true.png --sigma 0.1 --simulate --missing 0.5 --mask seen.png", "--missing"),
+        ("restore true.png --sigma 0.1 --samples 3", "--samples: 3"),
+        ("restore true.png --sigma 0.1 --stride 9", "--stride 9"),
+        ("restore true.png --sigma 0.1 --crop 0 0 22 10", "--crop"),
+        ("restore true.png --sigma 0.1 --crop 0 0 7 10", "smaller than the prior's patches"),
+        ("restore true.png --sigma 0.1 --out x.jpg", "x.jpg"),
+        ("restore true.png --sigma 0.1 --out true.png", "true.png"),
+        ("restore true.png --sigma 0.1 --out seen.png/x.png", "seen.png"),
+        ("restore true.png --sigma 0.1 --prior true.png", "true.png"),
+        ("restore true.png --sigma 0.1 --prior nobody", "nobody: no such prior"),
+        ("restore true.png --sigma 0.1 --prior plain.safetensors", "--range"),
+        ("restore text.txt --sigma 0.1", "text.txt"),
+        ("restore nowhere.png --sigma 0.1", "nowhere.png"),
+        ("restore true.png --sigma 0.1 --mask small.png", "small.png"),
+        ("restore true.png --sigma 0.1 --mask black.png", "black.png"),
+        ("sample --count 0", "--count: 0"),
+        ("sample --device tpu", "--device"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys, words, said):
+    path, call = folder
+    Image.new("L", (30, 20), 255).save(path / "small.png")
+    Image.new("L", (30, 21), 0).save(path / "black.png")
+    (path / "text.txt").write_text("no picture")
+    save_network(PriorNetwork(SHAPE, 2, [4], "silu", None), path / "plain.safetensors")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        call(*words.split())
+    code = caught.value.code
+    message = capsys.readouterr().err if code == 2 else f"{code}\n"
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert said in message
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_priors_are_found_by_name_in_the_package_then_in_the_checkout_or_by_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "genprior/files.py"))
+    with pytest.raises(InputError, match="vae: no such prior; `make repro` trains the priors"):
+        find_prior("vae")
+    shipped, trained, own = (tmp_path / name for name in ("genprior/models", "data/models", "own"))
+    for folder, name in ((shipped, "vae"), (trained, "vae"), (trained, "gan"), (own, "vae")):
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / f"{name}.safetensors").touch()
+    assert find_prior("vae") == shipped / "vae.safetensors"
+    assert find_prior("gan") == trained / "gan.safetensors"
+    assert find_prior(own / "vae.safetensors") == find_prior(f"{own}/vae.safetensors") == own / "vae.safetensors"
+    for absent in ("ae", own / "ae.safetensors", own):
+        with pytest.raises(InputError, match="no such prior; there is gan, vae, or the path of a file"):
+            find_prior(absent)

@@ -14,7 +14,7 @@ report: .venv/ready  ## write the last run as one HTML page, report.html
 	python -m tools.page
 
 test: .venv/ready  ## run the tests
-	python -m pytest
+	python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready  ## check style and formatting
 	ruff check
@@ -24,11 +24,20 @@ BASE ?= main
 pr-report: .venv/ready  ## what this branch changes against BASE=main, as Markdown
 	@python -m tools.pr_report "$(BASE)"
 
+# Built from a copy: genprior/ is a dependency of stages, and no model belongs into it.
+wheel: .venv/ready  ## build dist/genprior-*.whl, the library with the trained priors
+	@ls data/models/*.safetensors > /dev/null 2>&1 || { echo "error: data/models has no priors; make repro trains them" >&2; exit 1; }
+	rm -rf build && mkdir -p build/genprior/models
+	cp pyproject.toml README.md LICENSE build
+	cp genprior/*.py build/genprior
+	cp data/models/*.safetensors build/genprior/models
+	python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./build
+	rm -r build
+
 lock:  ## resolve pyproject.toml anew into requirements.txt
 	$(PYTHON) -m venv --clear .venv
-	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > .venv/wanted.txt
-	.venv/bin/pip install -r .venv/wanted.txt
-	.venv/bin/pip freeze | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > requirements.txt
+	.venv/bin/pip install --editable '.[pipeline,dev]'
+	.venv/bin/pip freeze --all --exclude pip --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > requirements.txt
 	touch .venv/ready
 
 help:  ## list the targets
@@ -38,6 +47,7 @@ help:  ## list the targets
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set one with make PYTHON=/path/to/python")'
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install --disable-pip-version-check --quiet --no-compile --requirement requirements.txt
+	.venv/bin/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.PHONY: repro setup report test lint pr-report lock help
+.PHONY: repro setup report test lint pr-report wheel lock help

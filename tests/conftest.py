@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: one thread each, before torch and NumPy load
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +30,7 @@ def surroundings(*left_out: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _torch_as_the_stages_set_it():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     yield
     torch.set_default_dtype(torch.float32)

@@ -1,29 +1,37 @@
-"""Latent inversion: the most probable code of a measurement, for a batch of measurements and starts at once.
+"""Latent inversion: the most probable codes of measurements, for many measurements and starts at once.
 
-`search` minimises an energy of `genprior.energies` by damped Fisher scoring from the starts that it is given, or that
-`screen` found; `adam` and `lbfgs` are the references behind the same signature.
+`search` minimises an energy by damped Fisher scoring; `adam` and `lbfgs` are the references of the same signature.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from genprior.energies import Energy, by_parts, cross_energies
+from genprior.batches import by_parts
+from genprior.energies import Energy, energies_of_all
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
 
 
 @dataclass(frozen=True)
-class Inversion:
-    """One code for each problem: z (N, k), its image x (N, 1, h, w), its energy (N,), how its search ended."""
+class Plan:
+    """How the energy of a view is searched.
 
-    z: Tensor
-    x: Tensor
-    energy: Tensor
-    status: list[str]
+    starts: searches of each problem; iterations: of each; pool: so many draws of the prior of which those of lowest
+    energy start, 0: z = 0 and plain draws; halve_every: iterations after which the worse half of a problem's starts is
+    dropped, 0: never; widened: whether all starts first go down the energy of twice the noise; dominant: whether the
+    image is taken at the mode that holds most of the posterior, and not at the deepest.
+    """
+
+    starts: int
+    iterations: int
+    pool: int = 0
+    halve_every: int = 0
+    widened: bool = False
+    dominant: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,28 +42,55 @@ class Modes:
     energy: Tensor
     state: Tensor
 
-    def best(self, energy: Energy, weight: Tensor | None = None) -> Inversion:
-        """The search of each problem that ended at the lowest energy, or that has the greatest weight (S, N)."""
+    def at(self, winner: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Code (N, k), energy (N,) and status of one search of each problem (N,)."""
         rows = torch.arange(self.z.shape[1], device=self.z.device)
-        winner = self.energy.argmin(0) if weight is None else weight.argmax(0)
-        z = self.z[winner, rows]
-        x = torch.cat([energy.estimate(z[part], part) for part in rows.split(energy.chunk)])
-        return Inversion(z, x, self.energy[winner, rows], [STATUS[i] for i in self.state[winner, rows].tolist()])
+        return self.z[winner, rows], self.energy[winner, rows], [STATUS[i] for i in self.state[winner, rows].tolist()]
+
+    def deepest(self) -> Tensor:
+        """The search of each problem that ended at the lowest energy: (N,)."""
+        return self.energy.argmin(0)
 
 
-def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -> Modes:
-    """Damped Fisher scoring from starts (S, N, k), the worse half of each problem's dropped after each `audition`.
+def starting_codes(
+    energy: Energy, plan: Plan, latent_size: int, generator: torch.Generator, by_likelihood: bool = False
+) -> Tensor:
+    """Where the searches of a plan begin: (starts, N, k).
 
-    Successive halving: `iterations` for the two starts that are left in the end, fewer for those dropped on the way.
-    Where more than two are to be told apart, all go a third as many down the softened energy first, where there is one:
-    what they find from there is deeper, as in graduated non-convexity (Blake & Zisserman 1987).
+    The prior's centre and draws of it for each problem; of a pool, the codes of lowest energy, see `lowest_draws`.
+    """
+    count, problems = (plan.pool, 1) if plan.pool else (plan.starts, len(energy.y))
+    codes = torch.randn(count, problems, latent_size, generator=generator, dtype=energy.y.dtype)
+    codes[0] = 0
+    codes = codes.to(energy.y.device)
+    return lowest_draws(energy, codes[:, 0], plan.starts, by_likelihood=by_likelihood) if plan.pool else codes
+
+
+def lowest_draws(energy: Energy, pool: Tensor, count: int, noise: float = 0.1, by_likelihood: bool = False) -> Tensor:
+    """The `count` codes of a pool (M, k) with the lowest energies for each problem, as starts: (count, N, k).
+
+    With `noise`, as in `Energy.of_all`, a code a little off a narrow, deep mode does not lose to one in a wide, shallow
+    one. Codes of lowest energy lie near z = 0, in wide modes that hold most of the posterior. For the deepest mode the
+    likelihood alone chooses: a pool drawn from the prior has ½ τ ‖z‖² in its density already.
+    """
+    rows = torch.arange(len(energy.y), device=pool.device)
+    counted = 0.5 * energy.latent_precision * pool.square().sum(1, keepdim=True) if by_likelihood else 0.0
+    energies = [energies_of_all(energy, pool, part, noise) - counted for part in rows.split(1024)]
+    return torch.cat([pool[part.topk(count, dim=0, largest=False).indices] for part in energies], 1)
+
+
+def search(energy: Energy, starts: Tensor, plan: Plan) -> Modes:
+    """Damped Fisher scoring from starts (S, N, k), as the plan says.
+
+    Successive halving leaves two starts of each problem. The energy of twice the noise is searched for a third of the
+    iterations; where it leads, minima are deeper than after as many iterations of the energy itself.
     """
     count, problems, k = starts.shape
     kept = torch.arange(count, device=starts.device)[:, None].expand(count, problems)  # starts that are left, (S', N)
 
-    def cull(iteration: int, value: Tensor) -> Tensor | None:
+    def halve(iteration: int, value: Tensor) -> Tensor | None:
         nonlocal kept
-        if iteration % audition or iteration == iterations or len(kept) <= 2:
+        if not plan.halve_every or iteration % plan.halve_every or iteration == plan.iterations or len(kept) <= 2:
             return None
         order = value.reshape(count, problems).gather(0, kept).argsort(dim=0, stable=True)
         kept = kept.gather(0, order[: (len(kept) + 1) // 2])
@@ -64,26 +99,36 @@ def search(energy: Energy, starts: Tensor, iterations: int, audition: int = 8) -
 
     rows = torch.arange(problems, device=starts.device).repeat(count)
     z = starts.flatten(0, 1)
-    if count > 2 and (softer := energy.softened()) is not None:
-        z, _, _ = fisher_scoring(softer, z, rows, iterations // 3, tolerance=1e-3)
-    z, value, state = fisher_scoring(energy, z, rows, iterations, cull=cull)
+    if plan.widened and count > 2 and (wider := energy.with_wider_noise()) is not None:
+        z, _, _ = fisher_scoring(wider, z, rows, plan.iterations // 3, tolerance=1e-3)
+    z, value, state = fisher_scoring(energy, z, rows, plan.iterations, halve=halve)
     z = z.reshape(starts.shape).gather(0, kept[..., None].expand(-1, -1, k))
-    return Modes(z, *(found.reshape(count, problems).gather(0, kept) for found in (value, state)))
+    return Modes(z, *(entries.reshape(count, problems).gather(0, kept) for entries in (value, state)))
 
 
-def screen(energy: Energy, pool: Tensor, count: int, noise: float = 0.1, deepest: bool = False) -> Tensor:
-    """The `count` codes of a pool (M, k) with the lowest energies for each problem, as starts: (count, N, k).
+@dataclass
+class _Searches:
+    """The searches that go on, an entry of each tensor for each of them.
 
-    It pays for the relaxed energy. The range's has its best minima where no draw of the prior is low. With `noise`, as
-    in `Energy.value`, a code that is a little off a narrow, deep mode does not lose to one in a wide, shallow one.
-    The codes of lowest energy lie near z = 0, in wide modes, which hold most of the posterior. For the `deepest` mode
-    the likelihood alone chooses: a pool drawn from the prior has ½ τ ‖z‖² in its density already.
+    place: among all searches; z, rows, value, gradient: the best code so far, its problem, energy and slope; inverse:
+    H, about the inverse of the damped Hessian; damping: μ; growth: the factor of the next increase of μ; reach: ρ;
+    age: accepted steps since F was computed.
     """
-    rows = torch.arange(len(energy.y), device=pool.device)
-    counted = 0.5 * energy.latent_precision * pool.square().sum(1, keepdim=True) if deepest else 0.0
-    energies = [cross_energies(energy, pool, part, noise) - counted for part in rows.split(1024)]
-    starts = [pool[part.topk(count, dim=0, largest=False).indices] for part in energies]
-    return torch.cat(starts, 1)
+
+    place: Tensor
+    z: Tensor
+    rows: Tensor
+    value: Tensor
+    gradient: Tensor
+    inverse: Tensor
+    damping: Tensor
+    growth: Tensor
+    reach: Tensor
+    age: Tensor
+
+    def keep(self, going: Tensor) -> "_Searches":
+        """Those of a mask (P,)."""
+        return _Searches(*(getattr(self, field.name)[going] for field in fields(self)))
 
 
 def fisher_scoring(
@@ -93,9 +138,9 @@ def fisher_scoring(
     iterations: int,
     refresh: int = 18,
     tolerance: float = 1e-6,
-    cull: Callable[[int, Tensor], Tensor | None] = lambda iteration, value: None,
+    halve: Callable[[int, Tensor], Tensor | None] = lambda iteration, value: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise an energy from the codes z (P, k), each with its own damping and its own end; for v = 0 this is LM.
+    """Minimise an energy from the codes z (P, k), each with its own damping and its own end; for Σ = 0 this is LM.
 
     Step d = -ρ H g, H = (F + μ diag F)⁻¹ with the Fisher matrix F; μ follows the gain ratio (Nielsen 1999, report
     IMM-REP-1999-05, equation 2.4; Marquardt 1963 for diag F). F is computed anew after every `refresh` accepted steps
@@ -106,55 +151,64 @@ def fisher_scoring(
     """
     value, gradient = by_parts(energy.value_and_gradient, energy.chunk, z, rows)
     value = torch.where(value.isfinite(), value, torch.inf)
-    found, found_value, state = z.clone(), value.clone(), torch.where(value.isfinite(), 0, 2)
-    live = (state == 0).nonzero().squeeze(1)  # the codes that go on; what follows has an entry for each of them
-    z, rows, value, gradient = z[live], rows[live], value[live], gradient[live]
-    inverse = z.new_empty(*z.shape, z.shape[1])
-    damping, growth, reach = torch.full_like(value, 1e-2), torch.full_like(value, 2.0), torch.ones_like(value)
-    age = torch.full_like(live, refresh)  # accepted steps since F was computed
+    best, best_value, state = z.clone(), value.clone(), torch.where(value.isfinite(), 0, 2)
+    live = (state == 0).nonzero().squeeze(1)
+    ones = torch.ones_like(value[live])
+    searches = _Searches(
+        place=live,
+        z=z[live],
+        rows=rows[live],
+        value=value[live],
+        gradient=gradient[live],
+        inverse=z.new_empty(len(live), z.shape[1], z.shape[1]),
+        damping=1e-2 * ones,
+        growth=2 * ones,
+        reach=ones,
+        age=torch.full_like(live, refresh),
+    )
     for iteration in range(1, iterations + 1):
-        if len(live) == 0:
+        if len(searches.place) == 0:
             break
-        wall = damping > 1e12
-        old = (age >= refresh).nonzero().squeeze(1)
-        if len(old):
-            gradient[old], fisher = by_parts(energy.model, energy.model_chunk, z[old], rows[old])
-            inverse[old] = _damped_inverse(fisher, damping[old])
-            wall[old] |= ~(gradient[old].isfinite().all(1) & fisher.flatten(1).isfinite().all(1))
-            age[old], reach[old] = 0, 1.0
-        newton = torch.bmm(inverse, gradient.unsqueeze(2)).squeeze(2)  # H g
-        step, length = -reach[:, None] * newton, (newton * gradient).sum(1)
-        trial, trial_gradient = by_parts(energy.value_and_gradient, energy.chunk, z + step, rows)
-        smooth = trial_gradient.isfinite().all(1)
-        good = smooth & (trial < value)  # false for NaN
-        _secant(inverse, step, -reach[:, None] * gradient, trial_gradient - gradient, smooth)
-        gain = (value - trial) / (reach * (1 - reach / 2) * length)  # over what the step promised
-        # A step that damping alone made short promises little anywhere: while such are taken, there is more to gain.
-        done = (0.5 * length <= tolerance * (1 + value.abs())) & ~(good & (damping > 1))
-
-        z = torch.where(good[:, None], z + step, z)
-        value, gradient = torch.where(good, trial, value), torch.where(good[:, None], trial_gradient, gradient)
-        damping = damping * torch.where(good, (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2), growth)
-        growth = torch.where(good, 2.0, 2 * growth)
-        reach = torch.where(good, (2 * reach).clamp_max(1.0), reach / 4)
-        worn = growth >= 16  # refused again and again: perhaps H's fault
-        done &= ~(worn & (age > 0))
-        age = torch.where(worn, refresh, age + good)
-
-        # A wall of values that are not finite also makes steps small: the best code is kept, under its name.
-        wall |= done & ~trial.isfinite()
-        state[live[done]], state[live[wall]] = 1, 2
+        done, wall = _step(energy, searches, refresh, tolerance)
+        state[searches.place[done]], state[searches.place[wall]] = 1, 2
+        best[searches.place], best_value[searches.place] = searches.z, searches.value
         going = ~(done | wall)
-        if (left := cull(iteration, found_value.index_copy(0, live, value))) is not None:
-            going &= left[live]
+        if (left := halve(iteration, best_value)) is not None:
+            going &= left[searches.place]
         if not going.all():
-            found[live], found_value[live] = z, value
-            kept = going.nonzero().squeeze(1)
-            live, z, rows, value, gradient, inverse, damping, growth, reach, age = (
-                entries[kept] for entries in (live, z, rows, value, gradient, inverse, damping, growth, reach, age)
-            )
-    found[live], found_value[live] = z, value
-    return found, found_value, state
+            searches = searches.keep(going)
+    return best, best_value, state
+
+
+def _step(energy: Energy, s: _Searches, refresh: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """One iteration of `fisher_scoring`, in place: which searches have converged, and which ended at a wall (P,)."""
+    wall = s.damping > 1e12
+    old = (s.age >= refresh).nonzero().squeeze(1)
+    if len(old):
+        s.gradient[old], fisher = by_parts(energy.gradient_and_fisher, energy.fisher_chunk, s.z[old], s.rows[old])
+        s.inverse[old] = _damped_inverse(fisher, s.damping[old])
+        wall[old] |= ~(s.gradient[old].isfinite().all(1) & fisher.flatten(1).isfinite().all(1))
+        s.age[old], s.reach = 0, s.reach.index_fill(0, old, 1.0)
+    newton = torch.bmm(s.inverse, s.gradient.unsqueeze(2)).squeeze(2)  # H g
+    step, length = -s.reach[:, None] * newton, (newton * s.gradient).sum(1)
+    trial, trial_gradient = by_parts(energy.value_and_gradient, energy.chunk, s.z + step, s.rows)
+    smooth = trial_gradient.isfinite().all(1)
+    good = smooth & (trial < s.value)  # false for NaN
+    _secant(s.inverse, step, -s.reach[:, None] * s.gradient, trial_gradient - s.gradient, smooth)
+    ratio = (s.value - trial) / (s.reach * (1 - s.reach / 2) * length)  # over what the step promised
+    # A step that damping alone made short promises little anywhere: while such are taken, there is more to gain.
+    done = (0.5 * length <= tolerance * (1 + s.value.abs())) & ~(good & (s.damping > 1))
+
+    s.z = torch.where(good[:, None], s.z + step, s.z)
+    s.value, s.gradient = torch.where(good, trial, s.value), torch.where(good[:, None], trial_gradient, s.gradient)
+    s.damping = s.damping * torch.where(good, (1 - (2 * ratio - 1) ** 3).clamp(1 / 3, 2), s.growth)
+    s.growth = torch.where(good, 2.0, 2 * s.growth)
+    s.reach = torch.where(good, (2 * s.reach).clamp_max(1.0), s.reach / 4)
+    worn = s.growth >= 16  # refused again and again: perhaps H's fault
+    done &= ~(worn & (s.age > 0))
+    s.age = torch.where(worn, refresh, s.age + good)
+    # A wall of values that are not finite also makes steps small: the best code is kept, under its name.
+    return done, wall | (done & ~trial.isfinite())
 
 
 def _damped_inverse(fisher: Tensor, damping: Tensor) -> Tensor:

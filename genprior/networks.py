@@ -218,15 +218,16 @@ class Observed(nn.Module):
         self.network[-1].bias = nn.Parameter(offset, requires_grad=False)
         self.register_buffer("linear", last @ decoder.linear.weight)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def moments(self, z: Tensor) -> tuple[Tensor]:
+        """K G(z): (N, m)."""
         code = self.prior.code(z)
-        return self.network(code) + code @ self.linear.T
+        return (self.network(code) + code @ self.linear.T,)
 
-    def with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """K G(z) and its Jacobian: (N, m) and (N, m, k)."""
         code, code_columns = self.prior.code_with_columns(z)
         predicted, columns = with_columns(self.network, code, code_columns)
-        return predicted + code @ self.linear.T, columns + self.linear @ code_columns
+        return (predicted + code @ self.linear.T,), (columns + self.linear @ code_columns,)
 
 
 def save_network(prior: PriorNetwork, path: str | Path) -> None:

@@ -25,6 +25,8 @@ class LinearOperator(Protocol):
 class Identity(nn.Module):
     """K = I: denoising."""
 
+    orthogonal_in, axes = ("dct", "pixel"), ()
+
     def A(self, x: Tensor) -> Tensor:
         return x
 
@@ -33,7 +35,9 @@ class Identity(nn.Module):
 
 
 class Inpainting(nn.Module):
-    """Some pixels are seen: K picks them; y is (N, m). mask: bool, (h, w), True where seen."""
+    """Some pixels are measured: K picks them; y is (N, m). mask: bool, (h, w), True where measured."""
+
+    orthogonal_in = ("pixel",)
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -50,12 +54,19 @@ class Inpainting(nn.Module):
 class GaussianBlur(nn.Module):
     """Convolution with a Gaussian of standard deviation `width` pixels, mirrored at the borders: y is (N, 1, h, w)."""
 
+    orthogonal_in = ("dct",)
+
     def __init__(self, shape: tuple[int, int], width: float):
         super().__init__()
         # The blur of each axis as a matrix: its transpose is the adjoint, borders included.
         for name, side in zip(("rows", "columns"), shape, strict=True):
             matrix = gaussian_filter1d(torch.eye(side, dtype=torch.float64).numpy(), width, axis=0, mode="reflect")
             self.register_buffer(name, torch.from_numpy(matrix).to(torch.get_default_dtype()))
+
+    @property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """K_h (h, h) and K_w (w, w) with K = K_h ⊗ K_w."""
+        return self.rows, self.columns
 
     def A(self, x: Tensor) -> Tensor:
         return self.rows @ x @ self.columns.T
@@ -105,19 +116,3 @@ def as_matrix(operator: LinearOperator, shape: tuple[int, int], like: Tensor | N
     n = shape[0] * shape[1]
     identity = torch.eye(n) if like is None else torch.eye(n, dtype=like.dtype, device=like.device)
     return operator.A(identity.reshape(n, 1, *shape)).flatten(1).T.contiguous()
-
-
-def factors_by_axis(matrix: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """A_h (h, h) and A_w (w, w) with A = A_h ⊗ A_w for a matrix A (h w, h w), None where there are none.
-
-    Van Loan & Pitsianis 1993: as a matrix of A's blocks, one a row, A has rank one.
-    """
-    h, w = shape
-    if matrix.shape != (h * w, h * w):
-        return None
-    blocks = matrix.reshape(h, w, h, w).transpose(1, 2).reshape(h * h, w * w)
-    largest = int(blocks.abs().argmax())
-    first, second = blocks[:, largest % (w * w)], blocks[largest // (w * w)]
-    first = first / first[largest // (w * w)]
-    found = first.reshape(h, h).contiguous(), second.reshape(w, w).contiguous()
-    return found if torch.allclose(torch.kron(*found), matrix, rtol=0, atol=1e-5 * float(matrix.abs().max())) else None

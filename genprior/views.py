@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from genprior.files import InputError
-from genprior.networks import PriorNetwork
+from genprior.files import InputError, find_prior
+from genprior.inversion import Plan
+from genprior.networks import PriorNetwork, load_network
 from genprior.streams import generator_of
 
 
@@ -71,6 +73,8 @@ class Range(View):
     """Images confined to the range of G, x = G(z) with z ~ N(0, I): Σ = 0, as the chapter has it."""
 
     code, covariance = RangeCode, "none"
+    # Its best minima lie in folds of G, where no draw of the prior is low: many plain starts, dropped on the way.
+    plan = Plan(starts=10, iterations=60, halve_every=8, widened=True)
 
     def moments(self, z: Tensor) -> tuple[Tensor]:
         """The coefficients Uᵀ G(z): (N, k) -> (N, n)."""
@@ -100,6 +104,8 @@ class Prior(View):
     """
 
     code = PriorCode
+    # What looks poor early may hold most of the posterior: no start is dropped.
+    plan = Plan(starts=2, iterations=40, pool=2048, dominant=True)
 
     @cached_property
     def range(self) -> Range:
@@ -115,6 +121,11 @@ class Prior(View):
     def scale_fields(self) -> Tensor | None:
         """Fields (B, n) of which the pixel scales are made, D = diag(scales @ scale_fields); None without scales."""
         return self.network.scale_fields
+
+    @property
+    def basis_kind(self) -> str:
+        """What U is: "dct", or "pixel" for U = I."""
+        return "pixel" if self.network.decoder.by_pixel else "dct"
 
     @property
     def basis_axes(self) -> Sequence[Tensor] | None:
@@ -146,3 +157,14 @@ class Prior(View):
         from genprior.restoration import posterior
 
         return posterior(self, Identity(), x, 0.0, samples=samples, seed=seed).log_evidence
+
+
+def load(
+    name: str | Path, device: torch.device | str = "cpu", shape: tuple[int, int] | torch.Size | None = None
+) -> Prior:
+    """A trained prior by the name under which the wheel carries it, or by the path of its file.
+
+    shape: (h, w) of the patches that it is for, where another one is to be refused. InputError where there is no such
+    prior, or the file is damaged or none of a prior.
+    """
+    return Prior(load_network(find_prior(name), device, shape))

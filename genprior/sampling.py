@@ -1,51 +1,75 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
-Importance sampling weighs draws of a Laplace mixture at the best modes, and of fits of it to its draws where they have
-to be, which gives the effective sample size and the evidence p(y). Where that size is low, sequential Monte Carlo goes
-from the prior to the posterior along two paths, which finds what no mode stands for.
+Importance sampling weighs draws of a Laplace mixture at the modes that a search found, and of fits of it to its draws
+where they have to be, which gives the effective sample size and the evidence p(y). Where that size is low, sequential
+Monte Carlo goes from the prior to the posterior, which finds what no mode stands for.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from genprior.energies import Energy, by_parts, cross_energies
+from genprior.batches import by_parts
+from genprior.energies import Energy, Rows, energies_of_all
 from genprior.gaussian import LOG_2_PI
-from genprior.inversion import Inversion, Modes
+from genprior.inversion import Modes
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
-TEMPERING, FADING = "tempered likelihood", "fading error"
-FADING_LEVELS = (1e4, 300.0, 10.0, 0.5, 0.0)
-PILOTS, FITS = 200, 11  # draws that try a proposal, and how often it is fitted to them at most
-PROMISED = 8.0  # times the effective size that is asked for: of what few pilots promise, fresh draws keep a part
-WORTH = 2  # fits end where so many fresh draws for each pilot so far would do: more fits cost more than they save
-LEAST, MOST = 4, 32  # fresh draws for each sample
-WIDER = 1.2  # than modes and draws say: weights of what a narrow proposal rarely reaches are large and seldom seen
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """Equally weighted samples of each problem and what is known of them.
+class Constants:
+    """What the samplers are set to, each with its reason."""
+
+    degrees: float = 20.0  # of Student's t: tails that keep importance weights from growing without bound
+    prior_share: float = 0.02  # of each proposal: the same, for codes that no mode is near to
+    wider: float = 1.2  # proposals than modes and draws say: a narrow one rarely draws what has large weights
+    pilots: int = 200  # draws that try a proposal: enough to tell a poor one, few beside what is weighed
+    fits: int = 11  # of a proposal to its pilots: many small ones go where two large ones do not
+    promised: float = 8.0  # times the effective size that is asked for: fresh draws keep a part of what pilots promise
+    worth: int = 2  # fits end where so many fresh draws for each pilot so far would do: more cost more than they save
+    least: int = 4  # fresh draws for each sample
+    most: int = 32  # beyond which annealing costs less
+    strength: float = 20.0  # samples' worth that holds a component where it is in a fit
+    keep: float = 0.5  # effective share that a step of annealing leaves: less loses samples, more takes more steps
+    moves: int = 100  # at most, in one step: some posteriors refuse nearly all
+    mean_moves: float = 0.125  # refreshment of each sample for a mean, which asks less of samples than their tails do
+    mean_pool: int = 2**12  # largest pool of draws for a mean
+    pool: int = 2**13  # largest pool of draws else
+
+
+CONSTANTS = Constants()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Equally weighted codes of each problem and what is known of them.
 
     z: (N, S, k). log_evidence: log p(y) in nats, (N,), and its standard error. effective: the effective sample size of
-    the weighed draws as a share of S, (N,), at most 1. Where no code explains y, -inf and NaN. method: N strings.
+    the weighed draws as a share of S, (N,), at most 1. Where no code explains y, -inf and NaN. status: N strings.
     """
 
     z: Tensor
     log_evidence: Tensor
     log_evidence_error: Tensor
     effective: Tensor
-    method: list[str]
+    status: list[str]
 
-    def images(self, draw: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """One image for each sample, `draw(z, rows)`: (N, S, h, w)."""
-        problems, samples, _ = self.z.shape
-        rows = torch.arange(problems, device=self.z.device).repeat_interleave(samples)
-        x = by_parts(draw, 256, self.z.flatten(0, 1), rows)
-        return x.reshape(problems, samples, *x.shape[2:])
+
+def credible_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    """The central credible interval of samples (N, S, ...), S > 1: lower and upper bounds, (N, ...) each.
+
+    level: 0.9 for the interval between the 5 % and 95 % quantiles. These are the p (S + 1)-th smallest samples, between
+    which a truth of their law lies with probability `level` where p (S + 1) is whole, as for S = 19 and 99, and within
+    0.01 of it else; torch's own, the (1 + p (S - 1))-th, leave it out too often. Where there is none so small,
+    S < 2 / (1 - level) - 1, the outermost are taken, which hold less. Hyndman & Fan 1996, definition 6.
+    """
+    count = samples.shape[1]
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
+    low, high = samples.quantile(((tails * (count + 1) - 1) / (count - 1)).clamp(0, 1), dim=1)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,6 @@ class Mixture:
     log_weight: Tensor
     centre: Tensor
     factor: Tensor
-    DEGREES, PRIOR_SHARE = 20.0, 0.02
 
     def of(self, rows: Tensor) -> "Mixture":
         """The mixtures of some of the problems, (P,)."""
@@ -68,16 +91,16 @@ class Mixture:
     def sample(self, samples: int, generator: torch.Generator) -> Tensor:
         """(N, S, k), the components drawn by their weights."""
         problems, count, k = self.centre.shape
-        weight = torch.cat([self.log_weight.exp(), self.log_weight.new_full((problems, 1), self.PRIOR_SHARE)], 1)
+        weight = torch.cat([self.log_weight.exp(), self.log_weight.new_full((problems, 1), CONSTANTS.prior_share)], 1)
         chosen = torch.multinomial(weight.cpu(), samples, replacement=True, generator=generator).to(weight.device)
         shape = (problems, samples, k)
         normal = torch.randn(shape, generator=generator, dtype=weight.dtype).to(weight.device)
         # χ² with ν degrees as the sum of ν squares, which torch's generators can draw
         squares = sum(
             torch.randn(problems, samples, generator=generator, dtype=weight.dtype).square()
-            for _ in range(int(self.DEGREES))
+            for _ in range(int(CONSTANTS.degrees))
         )
-        stretch = (self.DEGREES / squares).sqrt().to(weight.device)
+        stretch = (CONSTANTS.degrees / squares).sqrt().to(weight.device)
         z = normal.clone()  # of the prior's share
         for j in range(count):
             step = torch.linalg.solve_triangular(self.factor[:, j].mT, normal.mT, upper=True).mT
@@ -87,7 +110,7 @@ class Mixture:
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Each component's log w_j t_ν(z) and squared distance, both (J, N, S)."""
-        k, degrees = z.shape[2], self.DEGREES
+        k, degrees = z.shape[2], CONSTANTS.degrees
         constant = math.lgamma((degrees + k) / 2) - math.lgamma(degrees / 2) - k / 2 * math.log(degrees * math.pi)
         factor = self.factor.transpose(0, 1)
         squared = ((z - self.centre.transpose(0, 1)[:, :, None]) @ factor).square().sum(3)
@@ -96,20 +119,21 @@ class Mixture:
 
     def log_density(self, z: Tensor) -> Tensor:
         """(N, S, k) -> (N, S)."""
-        prior = math.log(self.PRIOR_SHARE) - 0.5 * (z.square().sum(2) + z.shape[2] * LOG_2_PI)
+        prior = math.log(CONSTANTS.prior_share) - 0.5 * (z.square().sum(2) + z.shape[2] * LOG_2_PI)
         return torch.cat([self._parts(z)[0], prior[None]]).logsumexp(0)
 
-    def refitted(self, z: Tensor, log_weight: Tensor, strength: float = 20.0) -> "Mixture":
+    def refitted(self, z: Tensor, log_weight: Tensor) -> "Mixture":
         """One step of expectation maximisation on weighted samples (N, S, k), (N, S).
 
-        Each component is held back as if where it is rested on `strength` samples. Cappé et al. 2008, section 4.
+        Each component is held back as if its place rested on `strength` samples. Cappé et al. 2008, section 4.
         """
+        strength = CONSTANTS.strength
         parts, squared = self._parts(z)
         weight = log_weight.softmax(1)
         share = parts.softmax(0) * weight  # of each component in each sample, (J, N, S)
         counting = share.sum(2) / weight.square().sum(1)  # samples that each rests on, (J, N)
         # Student's maximum likelihood counts far samples less.
-        pull = (share * (self.DEGREES + z.shape[2]) / (self.DEGREES + squared)).unsqueeze(3)
+        pull = (share * (CONSTANTS.degrees + z.shape[2]) / (CONSTANTS.degrees + squared)).unsqueeze(3)
         old = self.centre.transpose(0, 1)
         mean = (pull * z).sum(2) / pull.sum(2).clamp_min(1e-30)
         centre = old + (counting / (counting + strength / 2))[..., None] * (mean - old)
@@ -120,7 +144,7 @@ class Mixture:
         factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv_ex(covariance).inverse)
         factor = torch.where((failed > 0)[..., None, None], self.factor.transpose(0, 1), factor)
         log_share = (counting + strength / 10 / len(parts)).log().T.log_softmax(1)
-        return Mixture(log_share + math.log(1 - self.PRIOR_SHARE), centre.transpose(0, 1), factor.transpose(0, 1))
+        return Mixture(log_share + math.log(1 - CONSTANTS.prior_share), centre.transpose(0, 1), factor.transpose(0, 1))
 
 
 def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
@@ -128,7 +152,7 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     count, problems, k = modes.z.shape
     rows = torch.arange(problems, device=modes.z.device).repeat(count)
     z = modes.z.reshape(-1, k)
-    fisher = by_parts(energy.model, energy.model_chunk, z, rows)[1]
+    fisher = by_parts(energy.gradient_and_fisher, energy.fisher_chunk, z, rows)[1]
     factor, failed = torch.linalg.cholesky_ex(fisher)
     usable = (failed == 0) & modes.energy.flatten().isfinite() & z.isfinite().all(1)
     # A mode without curvature or energy gets no weight beside another, and stands for the prior where there is none.
@@ -137,41 +161,32 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     log_weight = -modes.energy.flatten() - factor.diagonal(dim1=1, dim2=2).log().sum(1)
     log_weight = torch.where(usable, log_weight, -1e30).reshape(count, problems).log_softmax(0).T
     return Mixture(
-        log_weight + math.log(1 - Mixture.PRIOR_SHARE),
+        log_weight + math.log(1 - CONSTANTS.prior_share),
         centre.transpose(0, 1),
         factor.reshape(count, problems, k, k).transpose(0, 1),
     )
 
 
-def dominant(energy: Energy, modes: Modes, mixture: Mixture | None = None) -> Inversion:
-    """Of the modes that a search kept, the one of each problem that holds most of the posterior.
+def dominant(mixture: Mixture) -> Tensor:
+    """Of the modes of a `laplace_mixture`, the one of each problem that holds most of the posterior: (N,).
 
     By its Laplace evidence, e^{-E} det F^{-1/2}. A deep mode may be narrow and hold little, and how deep it is depends
-    on how z is parametrised, far more than what it holds. mixture: their `laplace_mixture`, where it is made already.
+    on how z is parametrised, far more than what it holds.
     """
-    mixture = laplace_mixture(energy, modes) if mixture is None else mixture
-    return modes.best(energy, mixture.log_weight.T)
+    return mixture.log_weight.argmax(1)
 
 
-def log_joint(energy: Energy, z: Tensor, noise: Tensor | None = None) -> Tensor:
-    """log p(y, z) under the latent's standard normal: (N, S, k) -> (N, S); -inf where it is not finite.
-
-    With noise, as if y held white noise of variance (N,) beside its own.
-    """
+def log_joint(energy: Energy, z: Tensor) -> Tensor:
+    """log p(y, z) under the latent's standard normal: (N, S, k) -> (N, S); -inf where it is not finite."""
     problems, samples, k = z.shape
     rows = torch.arange(problems, device=z.device).repeat_interleave(samples)
-    codes = z.reshape(-1, k)
-    if noise is None:
-        value = by_parts(energy.value, energy.chunk, codes, rows)
-    else:
-        value = by_parts(lambda z, rows: energy.value(z, rows, noise[rows]), energy.chunk, codes, rows)
-    value = value.reshape(problems, samples)
+    value = by_parts(energy.value, energy.chunk, z.reshape(-1, k), rows).reshape(problems, samples)
     return torch.where(value.isfinite(), -value - k / 2 * LOG_2_PI, -torch.inf)
 
 
 def sample_posterior(
     energy: Energy, modes: Modes, samples: int, generator: torch.Generator, minimum_effective: float = 0.5
-) -> Posterior:
+) -> Samples:
     """Samples of p(z | y) and the evidence of every problem, from the modes that `search` found.
 
     Problems where the effective share of `importance_samples` is below `minimum_effective` go through `smc`: a few
@@ -181,9 +196,9 @@ def sample_posterior(
     z, evidence, error, effective = importance_samples(energy, proposal, samples, generator, minimum_effective)
     poor = ~(effective >= minimum_effective)  # true for NaN: no sample was possible
     if poor.any():
-        part = _Rows(energy, poor.nonzero().squeeze(1))
+        part = Rows(energy, poor.nonzero().squeeze(1))
         z[poor], evidence[poor], error[poor] = smc(part, (z[poor], evidence[poor], error[poor]), generator)
-    return Posterior(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
+    return Samples(z, evidence, error, effective, [ANNEALED if bad else IMPORTANCE for bad in poor.tolist()])
 
 
 def posterior_mean(
@@ -202,7 +217,7 @@ def posterior_mean(
     z, rows, share = near, _numbers(energy.y), torch.ones_like(evidence)
     if len(poor):
         far, found, _ = annealed_smc(
-            _Rows(energy, poor), samples, near.shape[2], generator, 0.125, TEMPERING, largest_pool=2**12
+            Rows(energy, poor), samples, near.shape[2], generator, CONSTANTS.mean_moves, CONSTANTS.mean_pool
         )
         other = torch.sigmoid(found - evidence[poor]).nan_to_num(nan=1.0)  # where none found any
         share[poor] = 1 - other
@@ -225,16 +240,16 @@ def importance_samples(
 
     Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, or what it
     becomes when it is fitted, again and again, to all pilot draws so far. It is taken once as many fresh draws as its
-    own pilots promise to be worth `PROMISED` times an effective size of `enough` of S are few beside all pilots, or
-    after `FITS`; of these there are at most `MOST` S, and as many again where they are worth less than what is asked,
+    own pilots promise to be worth `promised` times an effective size of `enough` of S are few beside all pilots, or
+    after `fits`; of these there are at most `most` S, and as many again where they are worth less than what is asked,
     but not less than half of it. Pilot draws are not weighed: those that a fit has seen lie where it is high, those
     that chose q look even, and both would sum to too little.
     The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
-    most = max(MOST * samples, (FITS + 1) * PILOTS)
+    most = max(CONSTANTS.most * samples, (CONSTANTS.fits + 1) * CONSTANTS.pilots)
     at_once = max(1, 2**24 // (most * proposal.centre.shape[2]))  # memory grows with no batch's size
     parts = [
-        _importance_samples(_Rows(energy, rows), proposal.of(rows), samples, generator, enough)
+        _importance_samples(Rows(energy, rows), proposal.of(rows), samples, generator, enough)
         for rows in _numbers(energy.y).split(at_once)
     ]
     return tuple(torch.cat(found) for found in zip(*parts, strict=True))
@@ -246,16 +261,18 @@ def _importance_samples(
     todo, found, proposals = _numbers(energy.y), [], []
     pilots = fitted.centre[:, :0, :]  # what the proposals drew, its log p(y, z), and its density under all of them
     joint = density = pilots.sum(2)
-    for fits in range(FITS + 1):
-        proposal = replace(fitted, factor=fitted.factor / WIDER)
-        z = proposal.sample(PILOTS, generator)
-        new_joint, own = log_joint(_Rows(energy, todo), z), proposal.log_density(z)
+    for fits in range(CONSTANTS.fits + 1):
+        proposal = replace(fitted, factor=fitted.factor / CONSTANTS.wider)
+        z = proposal.sample(CONSTANTS.pilots, generator)
+        new_joint, own = log_joint(Rows(energy, todo), z), proposal.log_density(z)
         share = _mean_and_effective(new_joint - own)[1].nan_to_num()
-        draws = (PROMISED * enough / share).nan_to_num().ceil().clamp(LEAST, MOST)  # for each sample
-        taken = (draws * samples <= WORTH * (fits + 1) * PILOTS) | (fits == FITS)
+        draws = (
+            (CONSTANTS.promised * enough / share).nan_to_num().ceil().clamp(CONSTANTS.least, CONSTANTS.most)
+        )  # for each sample
+        taken = (draws * samples <= CONSTANTS.worth * (fits + 1) * CONSTANTS.pilots) | (fits == CONSTANTS.fits)
         for count in draws[taken].unique().tolist():
             these = (taken & (draws == count)).nonzero().squeeze(1)
-            part = _Rows(energy, todo[these])
+            part = Rows(energy, todo[these])
             weighed = _weigh(part, proposal.of(these), int(count) * samples, samples, generator, enough)
             found.append((todo[these], *weighed))
         poor = (~taken).nonzero().squeeze(1)
@@ -289,7 +306,7 @@ def _weigh(
     effective = found[3]
     short = ((effective >= enough / 2) & (effective < enough)).nonzero().squeeze(1)
     if len(short):
-        more, more_weight = weighed(_Rows(energy, short), proposal.of(short))
+        more, more_weight = weighed(Rows(energy, short), proposal.of(short))
         more, more_weight = torch.cat([z[short], more], 1), torch.cat([log_weight[short], more_weight], 1)
         both = _resampled(more, more_weight, samples, generator)
         for whole, part in zip(found, both, strict=True):
@@ -327,40 +344,31 @@ def _take(z: Tensor, index: Tensor) -> Tensor:
 
 
 def smc(
-    energy: Energy,
-    found: tuple[Tensor, Tensor, Tensor],
-    generator: torch.Generator,
-    refreshed: float = 1.0,
+    energy: Energy, found: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Posterior samples (N, S, k) by sequential Monte Carlo along two paths, and by what importance sampling found.
+    """Posterior samples (N, S, k) by annealing, and by what importance sampling found.
 
-    Tempering, p(z) p(y | z)^β, is blind to codes whose S(z) is narrow, worth nothing until β is near 1. A fading
-    error, p(z) N(y; K G(z), S(z) + s S(0)), sees them, but goes astray where y is far from all that the prior draws.
-    Both pass by what no draw of the prior is near to, which a search of modes finds: `found` are the samples
-    (N, S, k), log evidence (N,) and its standard error (N,) of importance sampling, whose few distinct codes are moved
-    (`_move`) before they count. Each of the three estimates p(y), nearly without bias, so their mean does too; samples
-    come from each in proportion. Two where the energy does not fade. Returns the samples, log p(y) and its standard
-    error: of the estimates' own, or of their spread where that is more. None of it knows of a mode that no sample
-    found.
+    Annealing is blind to what no draw of the prior is near to, and to codes whose S(z) is narrow; a search of modes
+    finds both: `found` are the samples (N, S, k), log evidence (N,) and its standard error (N,) of importance sampling,
+    whose few distinct codes are moved (`_move`) before they count. Both estimate p(y), nearly without bias, so their
+    mean does too; samples come from each in proportion. Returns the samples, log p(y) and its standard error: of the
+    estimates' own, or of their spread where that is more. None of it knows of a mode that no sample found.
     """
     z, log_evidence, error = found
     samples, k = z.shape[1:]
-    nothing, all_of_it = torch.zeros_like(log_evidence), torch.ones_like(log_evidence)
-    likelihood, start = _log_likelihood(energy, z, nothing), torch.full_like(log_evidence, 0.7)
-    z, _, _ = _move(energy, z, likelihood, all_of_it, nothing, start, generator, refreshed)
-    ways = (TEMPERING, FADING) if energy.fades else (TEMPERING,)
-    paths = [annealed_smc(energy, samples, k, generator, refreshed, path) for path in ways]
-    paths.append((z, log_evidence, error))
-    evidence = torch.stack([evidence for _, evidence, _ in paths]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    likelihood = _log_likelihood(energy, z)
+    start = torch.full_like(log_evidence, 0.7)
+    z, _, _ = _move(energy, z, likelihood, torch.ones_like(start), start, generator, 1.0)
+    estimates = [annealed_smc(energy, samples, k, generator, 1.0), (z, log_evidence, error)]
+    evidence = torch.stack([evidence for _, evidence, _ in estimates]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     share = evidence.softmax(0)
-    # The shares in turn, not at random: as many samples of each path as its share says, to within one.
+    # The shares in turn, not at random: as many samples of each as its share says, to within one.
     offset = torch.rand(share.shape[1], generator=generator).to(share)
     place = (torch.arange(samples, device=share.device) + offset[:, None]) / samples
-    chosen = torch.searchsorted(share.cumsum(0).T.contiguous(), place).clamp_max(len(paths) - 1)
-    mixed = torch.stack([z for z, _, _ in paths]).gather(0, chosen[None, ..., None].expand(1, -1, -1, k))[0]
-    own = (share * torch.stack([error for *_, error in paths]).nan_to_num()).square().sum(0).sqrt()
-    spread = len(paths) ** 0.5 * share.std(0)
-    return mixed, evidence.logsumexp(0) - math.log(len(paths)), torch.maximum(own, spread)
+    chosen = (place > share[0][:, None]).to(torch.long)
+    mixed = torch.stack([z for z, _, _ in estimates]).gather(0, chosen[None, ..., None].expand(1, -1, -1, k))[0]
+    own = (share * torch.stack([error for *_, error in estimates]).nan_to_num()).square().sum(0).sqrt()
+    return mixed, evidence.logsumexp(0) - math.log(2), torch.maximum(own, 2**0.5 * share.std(0))
 
 
 def annealed_smc(
@@ -369,45 +377,38 @@ def annealed_smc(
     k: int,
     generator: torch.Generator,
     refreshed: float,
-    path: str,
-    largest_pool: int = 2**13,
+    largest_pool: int = CONSTANTS.pool,
     most: int = 200,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential Monte Carlo along one of `smc`'s paths: samples (N, samples, k), log p(y) and its standard error (N,).
+    """Sequential Monte Carlo along p(z) p(y | z)^β: samples (N, samples, k), log p(y) and its standard error (N,).
 
     It begins with a pool of prior draws, the same for all problems, and each problem's own step away from the prior
-    (`_first_step`). Each further step goes about as far as the weights keep half their effective size, resamples, and
-    moves the samples until they are `refreshed` that many times (`_move`); the last of at most `most` steps goes to the
-    end. The error is (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th of the pool.
+    (`_first_step`). Each further step goes as far as the weights keep half their effective size, resamples, and moves
+    the samples until they are `refreshed` that many times (`_move`); the last of at most `most` steps goes to the end.
+    The error is (Σ_i f_i²)^½, f_i the share of the samples that descend from the i-th of the pool.
     Del Moral et al. 2006, section 3; steps: Jasra et al. 2011; error: Lee & Whiteley 2018, without their correction.
     """
     like = energy.y
     pool = max(min(2**25 // energy.size, largest_pool), 1024, 4 * samples)  # more draws where a draw costs less
     draws = torch.randn(pool, k, generator=generator, dtype=like.dtype).to(like.device)
-    first = [_first_step(energy, draws, rows, samples, generator, path) for rows in _numbers(like).split(256)]
-    founder, likelihood, evidence, power, noise = (torch.cat(found) for found in zip(*first, strict=True))
-    z, reach, factor = draws[founder], torch.full_like(power, 0.7), torch.full_like(power, 10.0)
-    live = _numbers(like)  # problems that have not arrived
+    first = [_first_step(energy, draws, rows, samples, generator) for rows in _numbers(like).split(256)]
+    founder, likelihood, evidence, power = (torch.cat(parts) for parts in zip(*first, strict=True))
+    z, reach, live = draws[founder], torch.full_like(power, 0.7), _numbers(like)  # problems that have not arrived
     for step in range(most):
-        part, last = _Rows(energy, live), step == most - 1
         if step > 0:
-            if path == TEMPERING:
-                raised = torch.ones_like(power[live]) if last else _next_power(likelihood[live], power[live])
-                log_weight, power[live] = _powered(likelihood[live], raised - power[live]), raised
-            else:
-                lower, noise[live], factor[live] = _lower(
-                    part, z[live], likelihood[live], noise[live], factor[live], last
-                )
-                log_weight, likelihood[live] = _change(lower, likelihood[live]), lower
+            last = step == most - 1
+            raised = torch.ones_like(power[live]) if last else _next_power(likelihood[live], power[live])
+            log_weight, power[live] = _powered(likelihood[live], raised - power[live]), raised
             evidence[live] += _mean_and_effective(log_weight)[0]
             index = _resample(log_weight, samples, generator)
             z[live], founder[live] = _take(z[live], index), founder[live].gather(1, index)
             likelihood[live] = likelihood[live].gather(1, index)
+        part = Rows(energy, live)
         z[live], likelihood[live], reach[live] = _move(
-            part, z[live], likelihood[live], power[live], noise[live], reach[live], generator, refreshed
+            part, z[live], likelihood[live], power[live], reach[live], generator, refreshed
         )
         # what no code explains need not be annealed to its end
-        live = live[((power[live] < 1) | (noise[live] > 0)) & evidence[live].isfinite()]
+        live = live[(power[live] < 1) & evidence[live].isfinite()]
         if len(live) == 0:
             break
     share = z.new_zeros(len(z), pool).scatter_add_(1, founder, torch.full_like(z[..., 0], 1 / samples))
@@ -415,39 +416,21 @@ def annealed_smc(
 
 
 def _first_step(
-    energy: Energy, pool: Tensor, rows: Tensor, samples: int, generator: torch.Generator, path: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    energy: Energy, pool: Tensor, rows: Tensor, samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As far from the prior as leaves `samples` of a pool (M, k) effective: the first step of `annealed_smc`.
 
-    Each problem's samples as indices into the pool and their log likelihoods, (P, samples), the evidence's change, the
-    power and the noise, (P,). The fading error's noise is the least of a few levels that all problems share.
+    Each problem's samples as indices into the pool and their log likelihoods, (P, samples), the evidence's change and
+    the power, (P,).
     """
-
-    def likelihood_at(noise: float) -> Tensor:
-        return (0.5 * pool.square().sum(1, keepdim=True) - cross_energies(energy, pool, rows, noise)).T
-
-    share = samples / len(pool)
-    power, noise = torch.ones_like(rows, dtype=pool.dtype), torch.zeros_like(rows, dtype=pool.dtype)
-    if path == TEMPERING:
-        likelihood = likelihood_at(0.0)
-        power = _next_power(likelihood, torch.zeros_like(power), share)
-        log_weight = _powered(likelihood, power)
-    else:
-        going = torch.ones_like(rows, dtype=torch.bool)
-        for level in FADING_LEVELS:
-            lower = likelihood_at(level)
-            if level < FADING_LEVELS[0]:
-                going &= _mean_and_effective(lower)[1] >= share
-            if not going.any():
-                break
-            likelihood = torch.where(going[:, None], lower, likelihood) if level < FADING_LEVELS[0] else lower
-            noise = torch.where(going, level, noise)
-        log_weight = likelihood
+    likelihood = (0.5 * pool.square().sum(1, keepdim=True) - energies_of_all(energy, pool, rows)).T
+    power = _next_power(likelihood, torch.zeros_like(rows, dtype=pool.dtype), samples / len(pool))
+    log_weight = _powered(likelihood, power)
     index = _resample(log_weight, samples, generator)
-    return index, likelihood.gather(1, index), _mean_and_effective(log_weight)[0], power, noise
+    return index, likelihood.gather(1, index), _mean_and_effective(log_weight)[0], power
 
 
-def _next_power(likelihood: Tensor, power: Tensor, share: float = 0.5) -> Tensor:
+def _next_power(likelihood: Tensor, power: Tensor, share: float = CONSTANTS.keep) -> Tensor:
     """The largest β' <= 1 at which the weights p(y | z)^(β' - β) keep the effective share, by bisection: (N,).
 
     Of log (β' - β): the first step may be a millionth.
@@ -465,32 +448,6 @@ def _next_power(likelihood: Tensor, power: Tensor, share: float = 0.5) -> Tensor
     return torch.where(keeps(whole), 1.0, power + whole * low.exp())
 
 
-def _lower(
-    energy: Energy, z: Tensor, likelihood: Tensor, noise: Tensor, factor: Tensor, last: bool, share: float = 0.5
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The likelihoods (N, S) with less noise, each problem's noise, and the factor to try after it, (N,) each.
-
-    No noise where that leaves the weights their effective share, or where this is the last step; else noise / factor,
-    with the root of the factor tried, and of that, where it leaves too little.
-    """
-    lower = _log_likelihood(energy, z, torch.zeros_like(noise))
-    effective = _mean_and_effective(_change(lower, likelihood))[1]
-    done = effective >= share
-    if last:
-        return lower, torch.zeros_like(noise), factor
-    todo, factor = (~done).nonzero().squeeze(1), factor.clone()
-    for _ in range(20):
-        if len(todo) == 0:
-            break
-        lower[todo] = _log_likelihood(_Rows(energy, todo), z[todo], noise[todo] / factor[todo])
-        effective[todo] = _mean_and_effective(_change(lower[todo], likelihood[todo]))[1]
-        todo = todo[~(effective[todo] >= 0.6 * share)]
-        factor[todo] = factor[todo].sqrt()
-    # The weights' log variance, about -log of the share, grows as the square of the step in log noise.
-    wished = (math.log(share) / effective.clamp(1e-3, 0.95).log()).sqrt().clamp(0.5, 2.0)
-    return lower, torch.where(done, 0.0, noise / factor), factor**wished
-
-
 def _powered(likelihood: Tensor, power: Tensor) -> Tensor:
     """β log p(y | z), -inf where p(y | z) = 0 whatever β: (N, S)."""
     return torch.where(likelihood == -torch.inf, -torch.inf, power[:, None] * likelihood)
@@ -506,13 +463,11 @@ def _move(
     z: Tensor,
     likelihood: Tensor,
     power: Tensor,
-    noise: Tensor,
     reach: Tensor,
     generator: torch.Generator,
     refreshed: float,
-    most_moves: int = 100,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Metropolis moves of samples (N, S, k) of p(z) p(y | z, noise)^power; samples, log p(y | z, noise), reach (N,).
+    """Metropolis moves of samples (N, S, k) of p(z) p(y | z)^power; samples, log p(y | z), reach (N,).
 
     z' = μ + (1 - ρ²)^½ (z - μ) + ρ C^½ ξ leaves N(μ, C), the samples' own mean and covariance, as it is, and is
     accepted by how the target differs from it: independent draws where it is Gaussian, small steps where it is not.
@@ -527,12 +482,12 @@ def _move(
     white = torch.linalg.solve_triangular(factor, (z - mean).mT, upper=False).mT
     travelled = torch.zeros_like(reach)
     todo = torch.arange(len(z), device=z.device)
-    for _ in range(most_moves):
+    for _ in range(CONSTANTS.moves):
         old, old_white = z[todo], white[todo]
         rho = reach[todo, None] * torch.exp(-2 * torch.rand(old.shape[:2], generator=generator).to(z))
         moved = (1 - rho.square()).sqrt()[..., None] * old_white + rho[..., None] * _normal(old, generator)
         proposed = mean[todo] + moved @ factor[todo].mT
-        proposed_likelihood = _log_likelihood(_Rows(energy, todo), proposed, noise[todo])
+        proposed_likelihood = _log_likelihood(Rows(energy, todo), proposed)
         log_accept = _powered(_change(proposed_likelihood, likelihood[todo]), power[todo])
         log_accept += 0.5 * (old.square() - proposed.square() + moved.square() - old_white.square()).sum(2)
         accepted = torch.rand(log_accept.shape, generator=generator).to(z).log() < log_accept  # false for NaN
@@ -551,24 +506,10 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def _log_likelihood(energy: Energy, z: Tensor, noise: Tensor) -> Tensor:
-    """log p(y | z) with noise of variances (N,) beside its own: (N, S, k) -> (N, S), -inf where it is not finite."""
-    return log_joint(energy, z, noise) + 0.5 * (z.square() + LOG_2_PI).sum(2)
+def _log_likelihood(energy: Energy, z: Tensor) -> Tensor:
+    """log p(y | z): (N, S, k) -> (N, S), -inf where it is not finite."""
+    return log_joint(energy, z) + 0.5 * (z.square() + LOG_2_PI).sum(2)
 
 
 def _numbers(y: Tensor) -> Tensor:
     return torch.arange(len(y), device=y.device)
-
-
-class _Rows:
-    """An energy of some of its problems (P,), numbered anew."""
-
-    def __init__(self, energy: Energy, rows: Tensor):
-        self.energy, self.rows, self.chunk, self.y = energy, rows, energy.chunk, energy.y[rows]
-        self.size, self.fades = energy.size, energy.fades
-
-    def value(self, z: Tensor, rows: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.energy.value(z, self.rows[rows], noise)
-
-    def cross(self, z: Tensor, rows: Tensor, noise: float) -> Tensor:
-        return self.energy.cross(z, self.rows[rows], noise)

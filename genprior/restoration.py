@@ -1,0 +1,227 @@
+"""Restoring measurements: `measure`, `restore`, `posterior`, for either view of a prior and any operator."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genprior.batches import by_parts
+from genprior.energies import Energy, Rows, energy_of
+from genprior.files import InputError
+from genprior.inversion import Modes, Plan, search, starting_codes
+from genprior.sampling import (
+    Mixture,
+    Samples,
+    credible_interval,
+    dominant,
+    laplace_mixture,
+    posterior_mean,
+    sample_posterior,
+)
+from genprior.streams import generator_of, stream
+
+POSTERIOR_STARTS = 4  # searches for a posterior's modes
+DRAWN_TOGETHER = 256  # images of samples, which bounds memory
+
+
+def measure(operator: object, x: Tensor, sigma: float, seed: int | torch.Generator = 0) -> Tensor:
+    """y = K x + e, e ~ N(0, σ² I), of images x (N, 1, h, w) in [0, 1]: (N, ...), in the units of K x."""
+    clean = operator.A(x)
+    noise = torch.randn(clean.shape, generator=generator_of(seed, "noise"), dtype=clean.dtype)
+    return clean + sigma * noise.to(clean.device)
+
+
+class View(Protocol):
+    """What restoration asks of a prior; `genprior.views` has both."""
+
+    shape: tuple[int, int]  # (h, w) of a patch
+    latent_size: int
+    basis: Tensor  # U (n, n)
+    covariance: str  # of Σ(z): "none", "diagonal" or "scaled"
+    plan: Plan
+    code: type
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z] of codes (P, k): (P, 1, h, w)."""
+
+    def moments(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What `genprior.covariances` calls the moments of codes (P, k)."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Images restored from measurements, and the searches that found them.
+
+    x: (N, 1, h, w); z: their codes (N, k); energy: (N,), in nats; status: how each search ended; modes: where all
+    searches ended; starts: where they began, at least `POSTERIOR_STARTS` (S, N, k).
+    """
+
+    x: Tensor
+    z: Tensor
+    energy: Tensor
+    status: list[str]
+    modes: Modes
+    starts: Tensor
+    problem: Energy
+    plan: Plan
+    mixture: Mixture | None
+
+    @property
+    def lowest(self) -> Tensor:
+        """The lowest energy that a search of each problem ended at: (N,)."""
+        return self.modes.energy.min(0).values
+
+    def mean(self, samples: int = 24, seed: int = 0) -> Tensor:
+        """The posterior mean E[x | y], E[x | y, z] averaged over samples of the posterior of z: (N, 1, h, w).
+
+        Fewer than two measurements for each number of a code leave it open. Then modes show too little of the
+        posterior, however effective their draws look, and chance costs the mean the more: every problem is annealed,
+        with up to four times as many samples.
+        """
+        k, m = self.z.shape[1], self.problem.y.shape[1]
+        samples *= min(4, math.ceil(2 * k / m))
+        mixture = self.mixture or laplace_mixture(self.problem, self.modes)
+        draw = stream(seed, "posterior mean")
+        return posterior_mean(self.problem, mixture, samples, draw, math.inf if m < 2 * k else 0.5)
+
+    def posterior(self, samples: int = 200, seed: int = 0, first: int | None = None) -> "Posterior":
+        """Samples of the posterior of the `first` problems, None for all."""
+        energy, count = self.problem, len(self.z) if first is None else first
+        if count < len(self.z):
+            energy = Rows(energy, torch.arange(count, device=self.z.device))
+        return _sampled(energy, self.starts[:, :count], self.plan, type(self.z), samples, seed)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Equally weighted samples of codes and images given measurements, and what is known of them."""
+
+    samples: Samples
+    code: type
+    problem: Energy
+    seed: int
+
+    @property
+    def z(self) -> Tensor:
+        """Codes: (N, S, k)."""
+        return self.samples.z.as_subclass(self.code)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """One image x ~ p(x | y, z) for each code: (N, S, 1, h, w)."""
+        problems, count, _ = self.samples.z.shape
+        rows = torch.arange(problems, device=self.samples.z.device).repeat_interleave(count)
+        draw = stream(self.seed, "posterior images")
+        codes = self.samples.z.flatten(0, 1)
+        x = by_parts(lambda z, rows: self.problem.draw(z, rows, draw), DRAWN_TOGETHER, codes, rows)
+        return x.unflatten(0, (problems, count))
+
+    @property
+    def mean(self) -> Tensor:
+        """The samples' mean: (N, 1, h, w)."""
+        return self.x.mean(1)
+
+    @property
+    def std(self) -> Tensor:
+        """The samples' standard deviation in each pixel: (N, 1, h, w)."""
+        return self.x.std(1)
+
+    def interval(self, level: float) -> tuple[Tensor, Tensor]:
+        """Bounds of the central credible interval of each pixel: (N, 1, h, w) each."""
+        return credible_interval(self.x, level)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """log p(y) in nats: (N,)."""
+        return self.samples.log_evidence
+
+    @property
+    def log_evidence_error(self) -> Tensor:
+        """Its standard error, which knows nothing of modes that no sample found: (N,)."""
+        return self.samples.log_evidence_error
+
+    @property
+    def effective(self) -> Tensor:
+        """Effective size of the weighed draws as a share of the samples, at most 1: (N,)."""
+        return self.samples.effective
+
+    @property
+    def status(self) -> list[str]:
+        """Where each problem's samples come from: "importance sampling" or "annealed SMC"."""
+        return self.samples.status
+
+
+@torch.no_grad()
+def restore(
+    view: View,
+    operator: object,
+    y: Tensor,
+    sigma: float,
+    latent_weight: float | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> Restored:
+    """Restore images from measurements y (N, ...) = K x + e, e ~ N(0, σ² I), under `prior` or `prior.range`.
+
+    The image of the most probable code, of those that a search finds: for a range the deepest minimum of
+    ‖K G(z) - y‖² + λ‖z‖², for a prior E[x | y, z] at the posterior's dominant mode.
+    latent_weight: λ, None for Bayes' σ²; plan: how to search, `view.plan` by default.
+    """
+    plan = view.plan if plan is None else plan
+    energy, starts = _begun(view, operator, y, sigma, latent_weight, plan, seed)
+    modes = search(energy, starts[: plan.starts], plan)
+    mixture = laplace_mixture(energy, modes) if plan.dominant else None
+    z, lowest, status = modes.at(dominant(mixture) if plan.dominant else modes.deepest())
+    x = by_parts(energy.estimate, energy.chunk, z, torch.arange(len(z), device=z.device))
+    return Restored(x, z.as_subclass(view.code), lowest, status, modes, starts, energy, plan, mixture)
+
+
+@torch.no_grad()
+def posterior(
+    view: View,
+    operator: object,
+    y: Tensor,
+    sigma: float,
+    samples: int = 200,
+    seed: int = 0,
+    plan: Plan | None = None,
+) -> Posterior:
+    """Samples of the posterior of measurements y (N, ...) = K x + e, e ~ N(0, σ² I), and the evidence p(y)."""
+    plan = view.plan if plan is None else plan
+    energy, starts = _begun(view, operator, y, sigma, None, plan, seed)
+    return _sampled(energy, starts, plan, view.code, samples, seed)
+
+
+def _begun(
+    view: View, operator: object, y: Tensor, sigma: float, latent_weight: float | None, plan: Plan, seed: int
+) -> tuple[Energy, Tensor]:
+    """The energy of measurements, and at least `POSTERIOR_STARTS` starts of its searches (S, N, k)."""
+    energy = energy_of(view, operator, _checked(view, operator, y, sigma), sigma, latent_weight)
+    more = replace(plan, starts=max(plan.starts, POSTERIOR_STARTS))
+    return energy, starting_codes(energy, more, view.latent_size, stream(seed, "starts"))
+
+
+def _sampled(energy: Energy, starts: Tensor, plan: Plan, code: type, samples: int, seed: int) -> Posterior:
+    """Samples from the modes that searches from the first starts find, none of them dropped."""
+    modes = search(energy, starts[:POSTERIOR_STARTS], plan)
+    return Posterior(sample_posterior(energy, modes, samples, stream(seed, "posterior")), code, energy, seed)
+
+
+def _checked(view: View, operator: object, y: Tensor, sigma: float) -> Tensor:
+    """Measurements in the prior's precision and on its device; InputError in one line where they fit nothing."""
+    if not hasattr(operator, "A"):
+        raise InputError(f"operator: {type(operator).__name__} has no A(x); one of genprior.operators would be right")
+    if sigma == 0 and view.covariance == "none":
+        raise InputError("sigma = 0: images confined to a range explain no measurement exactly; above 0 would be right")
+    if not 0 <= sigma < math.inf:
+        raise InputError(f"sigma = {sigma}: a finite standard deviation, at least 0, would be right")
+    basis = view.basis
+    if not isinstance(y, Tensor) or not y.is_floating_point() or not y.isfinite().all():
+        raise InputError("y: a tensor of finite real numbers would be right")
+    expected = operator.A(torch.zeros(1, 1, *view.shape, dtype=basis.dtype, device=basis.device)).shape[1:]
+    if y.shape[1:] != expected or len(y) == 0:
+        raise InputError(f"y: {tuple(y.shape)}; ({len(y) or 'N'}, {', '.join(map(str, expected))}) would be right")
+    return y.to(basis)

@@ -10,8 +10,9 @@ repro: .venv/ready  ## run what has changed since the last run (default)
 
 setup: .venv/ready  ## make .venv and nothing else
 
-report: .venv/ready  ## write the last run as one HTML page, report.html
-	python -m tools.page
+report: .venv/ready  ## bring the report up to date and say where its page is
+	dvc repro report
+	@echo "the page: $(CURDIR)/data/report.html"
 
 test: .venv/ready  ## run the tests
 	python -m pytest -n 2 --dist worksteal

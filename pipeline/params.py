@@ -290,7 +290,7 @@ class Params(Settings):
                 )
             if problem.operator == "gaussian" and problem.measurements > n:
                 raise ValueError(f"problems.{name}.measurements = {problem.measurements}: a patch has {n} pixels")
-            if name in ("representation", "likelihood", "samples"):
+            if name in ("representation", "likelihood", "samples", "training", "patches", "chapter"):
                 raise ValueError(f"problems.{name}: the report has another use for the name; choose another")
         counts = self.crossover.measurements
         if counts != sorted(set(counts)):

@@ -59,23 +59,24 @@ def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: 
     save_figure(path, figure)
 
 
-def curve_figure(
-    path: str | Path,
-    panels: dict[str, tuple[pd.DataFrame, list[str]]],
-    limits: tuple[float, float] | None = None,
-) -> None:
-    """Training curves against steps: one panel for each title, with the named columns of its table."""
+def curve_figure(path: str | Path, panels: dict[str, tuple[pd.DataFrame, list[str]]], shared: bool = False) -> None:
+    """Curves against steps, a panel for each title with the named columns of its table; `shared`: one axis from 0.
+
+    The first steps fall from far away; the picture is for what comes after them.
+    """
     figure = Figure((3.4 * len(panels), 2.8))
-    axes = figure.subplots(1, len(panels), squeeze=False)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=shared)
+    highest = 0.0
     for axis, (title, (table, columns)) in zip(axes.flat, panels.items(), strict=True):
         for column in columns:
             axis.plot(table["step"], table[column], label=column.replace("_", " "), linewidth=1.2)
         settled = table.loc[table["step"] >= 0.03 * table["step"].max(), columns]
         low, high = settled.min().min(), settled.max().max()
-        margin = 0.05 * (high - low) or 0.05
-        # The first steps fall from far away; the picture is for what comes after them.
-        axis.set(title=title, xlabel="step", ylim=limits or (low - margin, high + margin))
+        margin, highest = 0.05 * (high - low) or 0.05, max(highest, high)
+        axis.set(title=title, xlabel="step", ylim=(low - margin, high + margin))
         axis.legend()
+    if shared:
+        axes.flat[0].set(ylim=(0, 1.05 * highest))
     figure.tight_layout()
     save_figure(path, figure)
 

@@ -1,67 +1,372 @@
-"""What the report makes of the long table."""
+"""The report of a run of random numbers: its tables against the metrics, its page by itself and in a browser."""
+
+import base64
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+from functools import reduce
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, tiny
+from PIL import Image
 
-from pipeline import pictures
+from pipeline import page, tables
+from pipeline.files import write_array, write_csv, write_metrics
+from pipeline.params import Params
+from pipeline.run import run
 from stages import report
+
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+NAMES = {"ae": "autoencoder", "vae": "VAE", "gan": "GAN"}
+SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
+RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
+CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "tikhonov", "tv"]
+SAMPLES = ["coverage", "recall", "squared_mmd", "detail_db"]
+TRAINED = ["test_kl", "active_units", "test_psnr_db"]
+POSTERIOR = ["coverage_50", "coverage_90", "in_range_coverage_50", "in_range_coverage_90"]
+
+
+def metrics_keys(problems: list[str], counts: list[str]) -> list[tuple[str, ...]]:
+    """The keys of all metrics that the page shows."""
+    every = [*problems, *counts]
+    return [
+        *product(NAMES, SUFFIXES, every, RESTORED),
+        *product([*NAMES, "pca"], ["range"], ["representation"], RESTORED),
+        *product(CLASSICAL, ["none"], every, RESTORED),
+        *product(["pca"], ["range"], every, RESTORED),
+        *product(["discriminative"], ["none"], problems, RESTORED),
+        *product(NAMES, ["relaxed"], ["likelihood"], ["log_likelihood", "elbo", "importance_bound"]),
+        *product(NAMES, ["range"], problems, ["added_mse", "solver_gap", "in_range_psnr_db"]),
+        *product(NAMES, ["relaxed"], problems, POSTERIOR),
+        *product(["sample"], NAMES, ["range", "relaxed"], [*SAMPLES, "distance_to_train"]),
+        *product(["sample"], NAMES, ["relaxed"], ["active_codes", "kl_nats"]),
+        *product(["sample"], ["floor"], SAMPLES),
+        *product(["train_ae", "train_gan"], ["residual_log_likelihood", "residual_log_likelihood_constant"]),
+        *product(["train_vae"], TRAINED),
+        *product(["train_vae"], ["chapter"], TRAINED),
+        *product(["patches"], ["train", "test"], ["patches", "photographs"]),
+        *[("chapter", "vae", "epoch_001", "kl"), ("chapter", "elbo", "kl")],
+    ]
+
+
+def write_run(folder: Path, params: Params) -> None:
+    """Everything that the stage `report` reads, of random numbers; metrics/ has a file for each first key."""
+    draw, sides = np.random.default_rng(0), params.extract_patches.patch_size
+    problems, x = list(params.problems), params.evaluate.patches
+    files = {}
+    for *keys, measure in metrics_keys(problems, list(params.crossover_problems())):
+        reduce(lambda block, key: block.setdefault(key, {}), keys, files)[measure] = draw.normal(scale=9)
+    for name, values in files.items():
+        write_metrics(folder / f"metrics/{name}.json", {name: values})
+
+    def array(name: str, *shape: int) -> None:
+        write_array(folder / f"data/{name}.npy", draw.random((*shape, *sides), dtype=np.float32))
+
+    write_array(folder / "data/patches/test.npy", draw.integers(0, 256, (30, *sides), dtype=np.uint8))
+    for name in (*(f"baselines/{name}" for name in [*CLASSICAL, "pca"]), "reconstructions/discriminative"):
+        array(name, len(problems), x)
+    array("samples/real", 20)
+    for name in NAMES:
+        array(f"reconstructions/{name}_posterior", len(problems), 2, 6)
+        for constraint in SUFFIXES:
+            array(f"reconstructions/{name}_{constraint}", len(problems) + (constraint == "range"), x)
+            array(f"samples/{name}_{constraint}", 20)
+            for kind in ("interpolation", "traversal", "neighbours"):
+                grey = draw.integers(0, 256, (40, 40), dtype=np.uint8)
+                Image.fromarray(grey).save(folder / f"data/samples/{name}_{constraint}_{kind}.png")
+    curves = {}
+    for name, columns in (curve for panels in report.CURVES.values() for curve in panels.values()):
+        curves[name] = curves.get(name, {"step": range(8)}) | {column: draw.random(8) for column in columns}
+    for name, columns in curves.items():
+        write_csv(folder / f"data/curves/{name}.csv", pd.DataFrame(columns))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A folder in which the stage `report` has run, with no data but what it reads."""
+    folder = tmp_path_factory.mktemp("run")
+    values = tiny(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    values["extract_patches"] |= {"patch_size": [8, 16], "test": ["imgs/<b>&amp;.png"]}
+    values["problems"] = {name: values["problems"][name] for name in ("denoise", "super_resolution", "cs_50")}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    write_run(folder, Params.model_validate(values))
+    with contextlib.chdir(folder):
+        report.main()
+    return folder
+
+
+VOID = {"meta", "link", "img", "input"}
+
+
+class Reader(HTMLParser):
+    """Tables by the id of their caption, and every element's attributes; an AssertionError where tags do not nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements, self.tables, self.open, self.cell = [], {}, [], None
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.rows = self.tables.setdefault(attributes["aria-labelledby"].removeprefix("table-"), [])
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+        elif tag == "strong":
+            self.rows[-1][-1] += "*"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("th", "td", "strong"):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def text(ran):
+    return (ran / "data/report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def read(text):
+    return Reader(text)
+
+
+def test_psnr_is_that_of_the_metrics_and_the_best_is_marked(ran, read):
+    head, *rows = read.tables["psnr"]
+    shown = {(row[0], column): cell for row in rows for column, cell in zip(head[1:], row[1:], strict=True)}
+    index = (ran / "data/report/README.md").read_text()
+    for prior, name in NAMES.items():
+        values = json.loads((ran / f"metrics/{prior}.json").read_text())[prior]
+        for constraint, suffix in SUFFIXES.items():
+            for problem, measures in values[constraint].items():
+                if not problem.startswith("m_") and problem != "likelihood":
+                    cell = shown[name + suffix, problem.replace("_", " ")]
+                    assert cell.strip("*").replace("−", "-") == f"{measures['psnr_db']:.2f}"
+    for problem in head[1:]:
+        values = {m: float(c.strip("*").replace("−", "-")) for (m, p), c in shown.items() if p == problem and c}
+        best = {m for m, value in values.items() if value == max(values.values())}
+        assert {m for (m, p), cell in shown.items() if p == problem and cell.startswith("*")} == best
+    # the index has the same cells
+    assert "| VAE | " + " | ".join(re.sub(r"^\*(.*)", r"**\1**", shown["VAE", p]) for p in head[1:]) + " |" in index
+
+
+def test_the_best_is_marked_as_it_prints_and_nothing_where_there_is_nothing():
+    frame = pd.DataFrame({"a": [0.124, 0.121, 0.1], "b": [np.nan] * 3, "c": [-3, np.nan, -4.0]}, index=["p", "q", "r"])
+    rows = page.cells(frame, "psnr_db", True)["rows"]
+    assert rows["p"] == [("0.12", True), ("", False), ("−3.00", True)]
+    assert rows["q"] == [("0.12", True), ("", False), ("", False)]
+    assert rows["r"] == [("0.10", False), ("", False), ("−4.00", False)]
+    assert page.cells(frame, "relative_error", ["a"])["rows"]["r"][0] == ("0.100", True)  # the least
+
+
+def test_the_marked_samples_are_nearest_to_real_patches(read):
+    for name in ("sets", "distributions"):
+        head, floor, *rows = ([cell.replace("−", "-") for cell in row] for row in read.tables[name])
+        assert floor[0] == "other real patches"
+        for column, aim, *cells in zip(head[1:], floor[1:], *(row[1:] for row in rows), strict=True):
+            marked = [float(cell[1:]) for cell in cells if cell.startswith("*")]
+            assert bool(marked) == (column != "distance to training")
+            distances = [abs(float(cell.strip("*")) - float(aim)) for cell in cells if aim]
+            assert all(abs(value - float(aim)) == min(distances) for value in marked)
+
+
+def test_every_table_is_whole(read):
+    assert len(read.tables) > 15
+    for name, rows in read.tables.items():
+        assert len(rows) > 2
+        assert len({len(row) for row in rows}) == 1
+        assert all(row[0] and (any(row[1:]) or name == "fewer") for row in rows)
+
+
+def test_every_parameter_stands_as_text(ran, text):
+    part = text.split('id="run"')[1]
+    assert "imgs/&lt;b&gt;&amp;amp;.png" in part
+    values = yaml.safe_load((ran / "params.yaml").read_text())
+    for key, value in page.leaves({name: values[name] for name in ("seed", "train_vae", "problems")}).items():
+        short = key.partition(".")[2] or key
+        assert f"<dt>{short}</dt><dd>{value}</dd>" in part
+
+
+def test_the_page_needs_nothing_else(ran, text, read):
+    said = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)  # where any four letters may stand by chance
+    assert "http" not in said
+    assert not re.search(r"url\(|@import", said)
+    ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    shown = set()
+    for tag, attributes in read.elements:
+        for name in ("aria-controls", "aria-labelledby", "for"):
+            assert attributes.get(name, ids[0]) in ids
+        for name in ("href", "src"):
+            target = attributes.get(name, "data:,")
+            assert target.startswith("data:") or target.removeprefix("#") in ids
+        if tag == "img":
+            shown.add(base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"), validate=True))
+            with Image.open(io.BytesIO(list(shown)[-1])) as opened:
+                opened.load()
+            assert attributes["alt"]
+    # psnr.png is the one that the page draws itself
+    assert shown == {f.read_bytes() for f in ran.glob("data/report/*.png") if f.name != "psnr.png"}
+
+
+def test_the_index_is_short_and_its_links_lead_to_pictures(ran):
+    index = (ran / "data/report/README.md").read_text()
+    assert len(index.splitlines()) < 80
+    linked = set(re.findall(r"\]\((\S+?)\)", index))
+    assert linked == {file.name for file in ran.glob("data/report/*")} - {"README.md"}
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "named"),
+    [
+        ("metrics/vae.json", None, "nothing of vae, range: "),
+        ("metrics/patches.json", None, "nothing of train, none: patches"),
+        ("metrics/train_vae.json", b'{"train_vae": {', "metrics/train_vae.json: not readable"),
+        ("metrics/sample.json", b'{"sample": {"vae": "x"}}', "metrics/sample.json: sample.vae holds str"),
+        ("data/curves/gan_collapse.csv", b"step,coverage\n", "data/curves/gan_collapse.csv: not a curve of coverage"),
+        ("data/samples/real.npy", b"", "data/samples/real.npy: not a readable"),
+        ("data/reconstructions/vae_mean.npy", "(1, 2)", "data/reconstructions/vae_mean.npy: (1, 2); ("),
+    ],
+)
+def test_a_missing_or_damaged_file_is_named_in_one_line(file, harm, named, ran, tmp_path, monkeypatch):
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    if harm is None:
+        Path(file).unlink()
+    elif harm == "(1, 2)":
+        write_array(file, np.zeros((1, 2)))
+    else:
+        Path(file).write_bytes(harm)
+    Path("data/report.html").write_text("old")
+    with pytest.raises(SystemExit) as stopped:
+        run(report.main)
+    assert stopped.value.code.startswith("error: ")
+    assert named in stopped.value.code
+    assert "\n" not in stopped.value.code
+    assert Path("data/report.html").read_text() == "old"
+
+
+# The long table, its pivots and the registry
+
+
+def test_committed_metrics_are_in_the_registry():
+    table = tables.read_table(ROOT / "metrics")
+    assert len(table) > 500
+    assert {name for name in table.measure if tables.measure_of(name) is None} == set()
+    assert (ROOT / "docs/metrics.md").read_text() == tables.documentation()
+    for measure in tables.MEASURES.values():
+        assert re.fullmatch(r"(higher|lower|→ \S+|)", measure.better), measure
+        assert measure.own_noise(1.0) >= 0
+
+
+def test_table_holds_each_number_once_in_its_place(ran):
+    table = tables.read_table(ran / "metrics").set_index(["method", "problem", "constraint", "measure"]).value
+    assert table.index.is_unique
+    values = {
+        name: json.loads((ran / f"metrics/{name}.json").read_text())[name] for name in ("vae", "sample", "chapter")
+    }
+    assert table["vae", "denoise", "mean", "mse"] == values["vae"]["mean"]["denoise"]["mse"]
+    assert table["floor", "samples", "none", "recall"] == values["sample"]["floor"]["recall"]
+    assert table["gan", "samples", "range", "recall"] == values["sample"]["gan"]["range"]["recall"]
+    assert table["vae", "chapter", "epoch_001", "kl"] == values["chapter"]["vae"]["epoch_001"]["kl"]
+    assert ("vae", "training", "chapter", "test_kl") in table.index
+    assert len(table) == len(metrics_keys(["denoise", "super_resolution", "cs_50"], ["m_3", "m_6"]))
 
 
 def test_fewer_measurements_is_the_shift_between_curves():
     counts = np.array([5, 10, 20, 40, 80, 160])
     psnr = lambda m: 10 + 4 * np.log2(m)  # noqa: E731
     curves = pd.DataFrame([psnr(counts), psnr(4 * counts)], index=["lasso", "prior"], columns=counts)
-    ratio = report.fewer_measurements(curves, "lasso")
+    ratio = tables.fewer_measurements(curves, "lasso")
     assert list(ratio.index) == ["prior"]
     np.testing.assert_allclose(ratio.loc["prior", [5, 10, 20, 40]], 4)
     assert ratio.loc["prior", [80, 160]].isna().all()  # Lasso never gets there
 
 
 def test_lines_are_named_and_keep_their_order():
-    table = pd.DataFrame(
-        [
-            ("vae", "a", "mean", "psnr_db", 1.0),
-            ("vae", "a", "range", "psnr_db", 2.0),
-            ("mixture_7", "b", "none", "psnr_db", 3.0),
-            ("mixture_7", "b", "none", "mse", 4.0),
-        ],
-        columns=["method", "problem", "constraint", "measure", "value"],
-    )
-    found = report.wide(table, "psnr_db", ["b", "a"], "PSNR")
+    rows = [
+        ("vae", "a", "mean", "psnr_db", 1.0),
+        ("vae", "a", "range", "psnr_db", 2.0),
+        ("mixture_7", "b", "none", "psnr_db", 3.0),
+        ("mixture_7", "b", "none", "mse", 4.0),
+    ]
+    found = tables.wide(pd.DataFrame(rows, columns=tables.COLUMNS), "psnr_db", ["b", "a"])
     assert list(found.index) == ["VAE, posterior mean", "VAE", "7 Gaussians"]
     assert list(found.columns) == ["b", "a"]
-    assert report.markdown(found, 1).splitlines()[:3] == [
+    assert page.markdown(page.cells(found, "psnr_db"), "PSNR").splitlines()[:3] == [
         "| PSNR | b | a |",
         "| --- | --- | --- |",
-        "| VAE, posterior mean |  | 1.0 |",
+        "| VAE, posterior mean |  | 1.00 |",
     ]
 
 
-def test_a_solver_has_one_colour_in_every_panel(monkeypatch):
-    """Whichever is first in a panel's time."""
-    drawn = []
-    times = [("blur", "ours", 1.0), ("blur", "Adam", 2.0), ("denoise", "ours", 2.0), ("denoise", "Adam", 1.0)]
-    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: drawn.append(figure))
-    rows = [("vae", problem, solver, seconds + t, 1.0 + t) for problem, solver, seconds in times for t in (0, 1)]
-    table = pd.DataFrame(rows, columns=["prior", "problem", "solver", "seconds", "objective"])
-    pictures.objective_figure("nowhere.png", table)
-    colours = [{line.get_label(): line.get_color() for line in axis.lines} for axis in drawn[0].axes]
-    assert len(colours) == 2
-    assert colours[0] == colours[1]
-    assert len(set(colours[0].values())) == 2
+# Runs in a copy of the page, 375 pixels wide, and sends what it finds to the document around it: a window of headless
+# Chromium is never narrower than 500.
+PROBE = """
+<script>
+const all = (what, within = document) => [...within.querySelectorAll(what)];
+const tooWide = () => document.documentElement.scrollWidth > innerWidth;
+const probe = () => {
+  const found = {width: innerWidth, wide: [], tabs: [], slider: []};
+  found.missing = all("img").filter((image) => !image.naturalWidth).map((image) => image.alt);
+  for (const details of all("details")) details.open = true;
+  if (tooWide()) found.wide.push("at first");
+  for (const tab of all("[role=tab]")) {
+    tab.click();
+    const panels = all("[role=tab]", tab.parentElement).map((other) => other.getAttribute("aria-controls"));
+    found.tabs.push([tab.id, panels.filter((id) => document.getElementById(id).offsetHeight).join()]);
+    if (tooWide()) found.wide.push(tab.textContent);
+  }
+  const slider = document.querySelector("input[type=range]");
+  for (let at = slider.min; at <= Number(slider.max); at++) {
+    slider.value = at;
+    slider.dispatchEvent(new Event("input"));
+    const rows = all("[data-places]", slider.closest(".slider"));
+    const texts = rows.map((row) => all("span, b", row).map((part) => part.textContent));
+    found.slider.push([document.querySelector("output").value, texts]);
+  }
+  parent.postMessage(JSON.stringify(found), "*");
+};
+addEventListener("load", probe);
+</script>
+"""
+FRAME = """<!doctype html><meta charset="utf-8"><body><iframe src="page.html" width="375" height="800"></iframe>
+<script>addEventListener("message", (event) => { document.body.textContent = "FOUND" + event.data; });</script>"""
 
 
-def test_one_mode_of_a_prior_is_dashed_and_its_mean_has_the_same_colour(monkeypatch):
-    drawn, counts = [], [10, 25]
-    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: drawn.append(figure))
-    ranges = pd.DataFrame([[20.0, 21], [22, 23]], index=["autoencoder", "VAE"], columns=counts)
-    names = ["VAE, relaxed", "VAE, posterior mean", "linear Gaussian", "Lasso", "10 Gaussians"]
-    others = pd.DataFrame([[25.0 + i, 30 + i] for i in range(5)], index=names, columns=counts)
-    pictures.crossover_figure("nowhere.png", ranges, others, names[2:4], {"VAE": 24.0})
-    left, right = ({line.get_label(): line for line in axis.lines} for axis in drawn[0].axes)
-    mode, mean = (right[f"VAE, {kind}"] for kind in ("relaxed", "posterior mean"))
-    assert (mode.get_linestyle(), mean.get_linestyle()) == ("--", "-")
-    assert mode.get_color() == mean.get_color() == left["VAE"].get_color()
-    assert len({line.get_color() for line in (mean, left["autoencoder"], right["10 Gaussians"])}) == 3
-    np.testing.assert_allclose(mean.get_ydata(), -1)  # to the linear Gaussian
-    assert "linear Gaussian" in left
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome here")
+def test_page_in_a_browser_on_a_phone(ran, text, tmp_path):
+    (tmp_path / "page.html").write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME, encoding="utf-8")
+    options = ["headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars", "enable-logging=stderr", "dump-dom"]
+    options += ["virtual-time-budget=20000", f"user-data-dir={tmp_path / 'profile'}"]
+    command = [CHROMIUM, *(f"--{option}" for option in options), (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    sent = re.search(r"<body>FOUND(.*?)</body>", done.stdout, re.DOTALL)[1]
+    found = json.loads(sent.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert (found["width"], found["missing"], found["wide"]) == (375, [], [])
+    assert len(found["tabs"]) > 5
+    assert all(tab == f"tab-{panel}" for tab, panel in found["tabs"])
+    vae = json.loads((ran / "metrics/vae.json").read_text())["vae"]["relaxed"]
+    for m, (output, rows) in zip((3, 6), found["slider"], strict=True):
+        assert output == f"{m} of {8 * 16}"
+        assert dict(rows)["VAE, relaxed"].replace("−", "-") == f"{vae[f'm_{m}']['psnr_db']:.2f}"

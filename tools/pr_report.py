@@ -4,8 +4,9 @@
     python -m tools.pr_report main --out report.md
 
 The numbers are those of `dvc params diff` and `dvc metrics diff`. A metric has moved when its two values differ by more
-than one in the sixth significant digit, the last that the pipeline writes; a whole number or a word, when they differ.
-On GitHub, where GITHUB_REPOSITORY is set, pictures are shown by the address of their commit, elsewhere by their path.
+than its measure's own noise, which pipeline/tables.py knows, and by more than one in the sixth significant digit, the
+last that the pipeline writes. On GitHub, where GITHUB_REPOSITORY is set, pictures are shown by the address of their
+commit, elsewhere by their path.
 """
 
 import argparse
@@ -16,21 +17,59 @@ import subprocess
 import sys
 from itertools import groupby
 from pathlib import PurePosixPath
+from statistics import median
 from typing import NamedTuple
 from urllib.parse import quote
-
-import pandas as pd
 
 from genprior.files import InputError
 from pipeline.files import write_text
 from pipeline.run import run
+from pipeline.tables import measure_of, title
 
 MARKER = "<!-- genprior: what this branch changes -->"  # by which the workflow finds its comment again
 MOST_BYTES = 65_000  # GitHub takes comments of 65,536 characters
 DIGITS = 6
 PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
-HIGHER = {"psnr_db", "test_psnr_db", "log_likelihood", "elbo", "test_elbo", "coverage", "recall"}
-LOWER = {"mse", "test_mse", "relative_error", "sliced_wasserstein", "squared_mmd", "solver_gap"}
+
+
+class Row(NamedTuple):
+    """A parameter or a metric in two commits; None where it is not there, or null."""
+
+    file: str
+    name: str
+    before: object
+    after: object
+
+    @property
+    def measure(self) -> str:
+        return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def change(self) -> float | None:
+        """after − before, where both are finite numbers."""
+        pair = (self.before, self.after)
+        if any(isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 for value in pair):
+            return None
+        return None if math.isnan(self.after - self.before) else self.after - self.before
+
+    @property
+    def largest(self) -> float:
+        return max(abs(self.before), abs(self.after))
+
+    @property
+    def differs(self) -> bool:
+        return repr(self.before) != repr(self.after)
+
+    @property
+    def moved(self) -> bool:
+        """Whether it differs by more than its own noise and one in the sixth digit, which a whole number lacks."""
+        if self.change is None:
+            return self.differs
+        known, digit = measure_of(self.measure), 0.0
+        if self.largest and not isinstance(self.change, int):
+            # Half a unit of slack: the difference of two decimals is not exact.
+            digit = 1.5 * 10.0 ** (math.floor(math.log10(self.largest)) + 1 - DIGITS)
+        return abs(self.change) > max(digit, known.own_noise(self.largest) * (1 + 1e-9) if known else 0.0)
 
 
 def main() -> None:
@@ -47,52 +86,15 @@ def main() -> None:
         print(text, end="")
 
 
-class Row(NamedTuple):
-    """A parameter or a metric in two commits; None where it is not there, or null."""
-
-    file: str
-    name: str
-    before: object
-    after: object
-
-    @property
-    def change(self) -> float | None:
-        """after − before, where both are finite numbers."""
-        pair = (self.before, self.after)
-        if any(isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 for value in pair):
-            return None
-        return None if math.isnan(self.after - self.before) else self.after - self.before
-
-    @property
-    def relative(self) -> float:
-        """|change| over the larger of the two values; infinite for a row that is new, gone or no number."""
-        return math.inf if self.change is None else abs(self.change) / (max(abs(self.before), abs(self.after)) or 1)
-
-    @property
-    def differs(self) -> bool:
-        return repr(self.before) != repr(self.after)
-
-    @property
-    def moved(self) -> bool:
-        """Whether it differs by more than one in the sixth significant digit; two whole numbers, at all."""
-        if self.change is None or isinstance(self.change, int):
-            return self.differs
-        largest = max(abs(self.before), abs(self.after))
-        # Half a unit of slack: the difference of two decimals is not exact.
-        return largest > 0 and abs(self.change) > 1.5 * 10.0 ** (math.floor(math.log10(largest)) + 1 - DIGITS)
-
-
 def report(base: str) -> str:
     """The report of HEAD against the commit where it left `base`, short enough for a comment on GitHub.
 
     Raises InputError where `base` names no commit, shares no history with HEAD, or a metric or parameter is unreadable.
     """
     before, after = common_commit(base), git("rev-parse", "HEAD").strip()
-    parameters = differences("params", before, after)
-    metrics = differences("metrics", before, after)
-    pictures = changed_pictures(before, after)
+    parameters, metrics = (differences(kind, before, after) for kind in ("params", "metrics"))
     head = f"Commit `{after[:7]}` against `{before[:7]}`, where it left {code(base)}."
-    return assemble(head, parameters, metrics, pictures, before, after)
+    return assemble(head, parameters, metrics, changed_pictures(before, after), before, after)
 
 
 def assemble(
@@ -113,42 +115,8 @@ def assemble(
     return text
 
 
-def git(*arguments: str) -> str:
-    """What a git command prints; InputError with its first line where it fails."""
-    return _output(["git", *arguments]).stdout
-
-
-def common_commit(base: str) -> str:
-    """The newest commit that HEAD and `base` share: what came to `base` since is no change of this branch."""
-    try:
-        commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
-    except InputError:
-        git("rev-parse", "HEAD")  # where that fails too, its own line says why
-        raise InputError(f"BASE = '{base}': no such branch or commit here; try main or origin/main") from None
-    try:
-        return git("merge-base", commit, "HEAD").strip()
-    except InputError:
-        raise InputError(f"BASE = '{base}': shares no commit with HEAD; fetch the whole history") from None
-
-
-def differences(kind: str, before: str, after: str) -> list[Row]:
-    """All rows of `dvc params diff` or `dvc metrics diff`, by file and name.
-
-    Raises InputError where DVC could not read a file of either commit: it counts that as not there, and ends well.
-    """
-    done = _output([sys.executable, "-m", "dvc", kind, "diff", "--all", "--json", before, after])
-    unread = [line for line in done.stderr.splitlines() if "failed to load" in line]
-    if unread:
-        raise InputError(f"dvc {kind} diff {before[:7]} {after[:7]}: {unread[0]}")
-    found = json.loads(done.stdout or "{}")
-    return [
-        Row(file, name, pair.get("old"), pair.get("new"))
-        for file, names in sorted(found.items())
-        for name, pair in sorted(names.items())
-    ]
-
-
-def _output(command: list[str]) -> subprocess.CompletedProcess:
+def output(*command: str) -> subprocess.CompletedProcess:
+    """What a command leaves; InputError with its first line where it fails."""
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     if done.returncode:
         said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
@@ -156,44 +124,72 @@ def _output(command: list[str]) -> subprocess.CompletedProcess:
     return done
 
 
+def git(*arguments: str) -> str:
+    """What a git command prints."""
+    return output("git", *arguments).stdout
+
+
+def common_commit(base: str) -> str:
+    """The newest commit that HEAD and `base` share: what came to `base` since is no change of this branch."""
+    git("rev-parse", "HEAD")  # where this fails, its own line says why
+    for command, wrong in (
+        (["rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}"], "no such commit here; try origin/main"),
+        (["merge-base", base, "HEAD"], "shares no commit with HEAD; fetch the whole history"),
+    ):
+        try:
+            commit = git(*command).strip()
+        except InputError:
+            raise InputError(f"BASE = '{base}': {wrong}") from None
+    return commit
+
+
+def differences(kind: str, before: str, after: str) -> list[Row]:
+    """All rows of `dvc params diff` or `dvc metrics diff`, by file and name.
+
+    Raises InputError where DVC could not read a file of either commit: it counts that as not there, and ends well.
+    """
+    done = output(sys.executable, "-m", "dvc", kind, "diff", "--all", "--json", before, after)
+    if unread := [line for line in done.stderr.splitlines() if "failed to load" in line]:
+        raise InputError(f"dvc {kind} diff {before[:7]} {after[:7]}: {unread[0]}")
+    found = sorted(json.loads(done.stdout or "{}").items())
+    return [Row(file, name, v.get("old"), v.get("new")) for file, names in found for name, v in sorted(names.items())]
+
+
 def parameters_part(rows: list[Row], most: int) -> str:
     """The parameters that changed."""
-    rows = [row for row in rows if row.differs]
-    if not rows:
+    lines = [[code(row.name), code(row.before), code(row.after)] for row in rows if row.differs]
+    if not lines:
         return "**Parameters:** none changed."
-    lines = [[code(row.name), code(row.before), code(row.after)] for row in rows]
-    return f"**Parameters:** {len(rows)} changed.\n\n{table(['parameter', 'before', 'after'], lines, most)}"
+    return f"**Parameters:** {len(lines)} changed.\n\n{table(['parameter', 'before', 'after'], lines, most)}"
 
 
 def metrics_part(rows: list[Row], most: int) -> list[str]:
     """How many metrics moved, a line for each measure, and the rows by file, those first that moved farthest."""
     moved = [row for row in rows if row.moved]
-    within = sum(row.differs for row in rows) - len(moved)
-    head = f"**Metrics:** {len(moved)} of {len(rows)} moved, by more than one in the {DIGITS}th significant digit"
-    parts = [head + (f"; {within} more differ by less." if within else ".")]
-    if any(row.change is not None for row in moved):
-        parts.append(by_measure([row for row in moved if row.change is not None], most))
+    parts = [f"**Metrics:** {len(moved)} of {len(rows)} moved by more than their own noise."]
+    if within := sum(row.differs for row in rows) - len(moved):
+        parts[0] += f" {within} more differ by no more than another CPU or Monte Carlo moves them: no finding."
+    if numbers := [row for row in moved if row.change is not None]:
+        parts.append(by_measure(numbers, most))
     for file, group in groupby(moved, key=lambda row: row.file):
-        far = sorted(group, key=lambda row: -row.relative)
+        # What is new, gone or no number comes before all changes.
+        far = sorted(group, key=lambda row: -math.inf if row.change is None else -abs(row.change) / row.largest)
         lines = [[code(row.name), code(row.before), code(row.after), signed(row.change)] for row in far]
         parts.append(folded(f"{file}: {len(far)} moved", table(["metric", "before", "after", "change"], lines, most)))
     return parts
 
 
 def by_measure(rows: list[Row], most: int) -> str:
-    """One line for each measure, the last part of a metric's name: how many rows went up and down, and how far."""
-    frame = pd.DataFrame([(row.name.rsplit(".", 1)[-1], row.name, float(row.change)) for row in rows])
-    frame.columns = ["measure", "name", "change"]
-    directed = sorted(frame.groupby("measure"), key=lambda pair: pair[0] not in HIGHER | LOWER)
+    """One line for each measure, those with a direction first: how many rows went up and down, and how far."""
     lines = []
-    for measure, group in directed:
-        far = group.loc[group.change.abs().idxmax()]
-        arrow = " ↑" if measure in HIGHER else " ↓" if measure in LOWER else ""
-        counts = [str((group.change > 0).sum()), str((group.change < 0).sum())]
-        sizes = [signed(group.change.median()), signed(far.change)]
-        lines.append([code(measure) + arrow, *counts, *sizes, code(far["name"])])
-    header = ["measure", "up", "down", "median change", "largest change", "where"]
-    return f"{table(header, lines, most)}\n\n↑: higher is better; ↓: lower is better."
+    for name, group in groupby(sorted(rows, key=lambda row: row.measure), key=lambda row: row.measure):
+        changes = {row.name: row.change for row in group}
+        far, known = max(changes, key=lambda row: abs(changes[row])), measure_of(name)
+        said = [title(name), known.better, known.noise] if known else ["", "", ""]
+        counts = [str(sum(sign * change > 0 for change in changes.values())) for sign in (1, -1)]
+        lines.append([code(name), *said, *counts, signed(median(changes.values())), signed(changes[far]), code(far)])
+    header = ["measure", "what it is", "better", "own noise", "up", "down", "median change", "largest change", "where"]
+    return table(header, sorted(lines, key=lambda line: not line[2]), most)
 
 
 def changed_pictures(before: str, after: str) -> dict[str, str]:
@@ -205,22 +201,18 @@ def changed_pictures(before: str, after: str) -> dict[str, str]:
 
 def pictures_part(pictures: dict[str, str], before: str, after: str, most: int) -> list[str]:
     """The pictures that changed, before and after."""
-    if not pictures:
-        return ["**Pictures:** none changed."]
-    parts = [f"**Pictures:** {len(pictures)} changed."]
+    parts = [f"**Pictures:** {len(pictures) or 'none'} changed.{left_out(pictures, most)}"]
     for path, status in list(pictures.items())[:most]:
         word = {"A": "new", "D": "removed"}.get(status, "changed")
         old = "" if status == "A" else shown("before", path, before)
         new = "" if status == "D" else shown("after", path, after)
         parts.append(folded(f"{path}: {word}", f"| before | after |\n| --- | --- |\n| {old} | {new} |"))
-    parts[0] += left_out(pictures, most)
     return parts
 
 
 def shown(word: str, path: str, commit: str) -> str:
     """Markdown for a picture as it is in a commit."""
-    repository = os.environ.get("GITHUB_REPOSITORY")
-    if repository:
+    if repository := os.environ.get("GITHUB_REPOSITORY"):
         server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
         return f"![{word}]({server}/{repository}/raw/{commit}/{quote(path)})"
     return f"![{word}]({quote(path)})" if word == "after" else f"`git show {commit[:7]}:{path}`"
@@ -235,8 +227,7 @@ def folded(summary: str, content: str) -> str:
 def table(header: list[str], lines: list[list[str]], most: int) -> str:
     """A Markdown table of the first `most` lines; below it, how many it leaves out."""
     rows = [header, ["---"] * len(header), *lines[:most]]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return text + left_out(lines, most)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + left_out(lines, most)
 
 
 def left_out(lines: list | dict, most: int) -> str:

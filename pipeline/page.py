@@ -1,0 +1,207 @@
+"""What a reader gets of a run: one HTML page that needs no network, and its short index for GitHub."""
+
+import base64
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from pipeline.params import Params
+from pipeline.tables import (
+    NAMES,
+    PRIORS,
+    WITHOUT_PRIOR,
+    by_method,
+    crossover,
+    fewer_measurements,
+    label,
+    measure_of,
+    title,
+    wide,
+    with_prior,
+)
+
+KINDS = {"range": "confined", "relaxed": "residual", "mean": "residual", "none": "classical"}  # by constraint
+FLOOR = NAMES["floor"]
+LASSO = NAMES["lasso_dct"]
+LIKELIHOOD = ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
+
+
+def render(table: pd.DataFrame, params: Params, folder: Path) -> str:
+    """The HTML page, with the pictures in `folder` inside it."""
+    problems, counts = list(params.problems), params.crossover.measurements
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"title": title, "leaves": leaves}
+    counted = table[(table.problem == "patches") & table.measure.isin(["patches", "photographs"])]
+    return environment.get_template("page.html.j2").render(
+        settings=params.model_dump(mode="json"),
+        patches=counted.pivot(index="method", columns="measure", values="value").astype(int).to_dict("index"),
+        priors={name: NAMES[name] for name in PRIORS},
+        lasso=LASSO,
+        picture=lambda name: picture(folder / f"{name}.png"),
+        tables=tables(table, problems, counts),
+        rankings={problem: ranking(table, problem) for problem in problems},
+        sweep={"counts": counts} | dots(table, crossover(with_prior(table), counts)),
+        chapter={
+            " ".join([row.method, *([] if row.constraint == "none" else [row.constraint]), row.measure]): row.value
+            for row in table[table.problem == "chapter"].itertuples()
+        },
+    )
+
+
+def index(table: pd.DataFrame, params: Params, pictures: list[str]) -> str:
+    """The Markdown index: a table each of restorations, samples and likelihood, links to the pictures."""
+    tabled = tables(table, list(params.problems), params.crossover.measurements)
+    links = ", ".join(f"[{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in sorted(pictures))
+    parts = [
+        "# Report",
+        "`make report` writes `data/report.html`: all of this run on one page, with how to read it. Every number is in "
+        f"[table.csv](table.csv). Seed {params.seed}.",
+        "## Restoration",
+        "![PSNR of posterior means and classical methods over the linear Gaussian's](psnr.png)",
+        "PSNR in dB. A prior's plain name is confined to its range; `relaxed` has the residual covariance too.",
+        markdown(tabled["psnr"], "method"),
+        "## Samples",
+        "![Samples of every prior beside real patches](samples.png)",
+        f"Against real patches: near the line `{FLOOR}` is the aim.",
+        markdown(tabled["sets"], "samples"),
+        "## Likelihood",
+        "log p(x) of held-out patches, in nats per pixel.",
+        markdown(tabled["likelihood"], "prior"),
+        "## Pictures",
+        links,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(cells: dict, corner: str) -> str:
+    """One of `tables` as Markdown, the marked cells bold."""
+    rows = [[corner, *map(title, cells["columns"])], ["---"] * (len(cells["columns"]) + 1)]
+    for name, row in cells["rows"].items():
+        rows.append([name, *(f"**{text}**" if best else text for text, best in row)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def picture(file: Path) -> dict:
+    """A PNG as a data URI, with its width and height."""
+    with Image.open(file) as opened:
+        width, height = opened.size
+    uri = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    return {"uri": uri, "width": width, "height": height}
+
+
+def leaves(values: dict, prefix: str = "") -> dict[str, str]:
+    """Nested values as {"block.key": text}."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return found
+
+
+def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[str, dict]:
+    """Every table of the page and the index, ready to print."""
+
+    def problemwise(measure: str, *more: str, marked: bool = False) -> dict:
+        return cells(wide(table, measure, [*more, *problems]), measure, marked)
+
+    sets = by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"])
+    distances = ["squared_mmd", "mmd_p_value", "sliced_wasserstein", "detail_db", "distance_to_train"]
+    confined = table[table.constraint == "range"]
+    errors = pd.concat([wide(confined, "mse", ["representation"]), wide(confined, "added_mse", problems)], axis=1)
+    curves = crossover(with_prior(table), counts)
+    of_vae = table[table.method == "vae"]
+    residuals = ["residual_log_likelihood", "residual_log_likelihood_constant"]
+    return {
+        "psnr": problemwise("psnr_db", "representation", marked=True),
+        "relative": problemwise("relative_error", "representation", marked=True),
+        "residual": problemwise("residual_over_sigma"),
+        "crossover": cells(curves, "psnr_db", True),
+        "fewer": cells(fewer_measurements(curves, LASSO), "times_fewer", True),
+        "sets": cells(sets, marked=["coverage", "density", "precision", "recall"], aim=FLOOR),
+        "distributions": cells(
+            by_method(table, "samples", distances), marked=[distances[i] for i in (0, 2, 3)], aim=FLOOR
+        ),
+        "codes": cells(by_method(table, "samples", ["active_codes", "kl_nats"])),
+        "errors": cells(errors.dropna(), "mse"),
+        "solver": problemwise("solver_gap"),
+        "control": problemwise("in_range_psnr_db"),
+        "likelihood": cells(by_method(table, "likelihood", LIKELIHOOD), marked=["log_likelihood"]),
+        "bounds": cells(by_method(table, "likelihood", ["elbo", "importance_bound", "log_likelihood"]).dropna()),
+        "coverage_90": intervals(table, "coverage_90", problems),
+        "coverage_50": intervals(table, "coverage_50", problems),
+        "weightings": cells(by_method(of_vae, "training", ["test_kl", "active_units", "test_psnr_db"])),
+        "residuals": cells(by_method(table, "training", residuals)),
+    }
+
+
+def intervals(table: pd.DataFrame, measure: str, problems: list[str]) -> dict:
+    """Shares of pixels within their credible interval, of held-out patches and of the prior's own draws."""
+    own = wide(table, f"in_range_{measure}", problems).rename(index=lambda name: f"{name}, own draws")
+    return cells(pd.concat([wide(table, measure, problems), own]), measure)
+
+
+def cells(frame: pd.DataFrame, of: str | None = None, marked: bool | list[str] = False, aim: str | None = None) -> dict:
+    """A table as text, by the registry's digits, and of the columns `marked` the best cells, by its direction.
+
+    of: the measure of all columns; without it, each is named after its own. aim: the row that others should be near.
+    """
+    shown, best = pd.DataFrame(index=frame.index), {}
+    for column, values in frame.items():
+        measure = measure_of(of or column)
+        shown[column] = [number(value, measure.digits) for value in values]
+        if (marked is True or (marked and column in marked)) and values.notna().any():
+            if aim is not None:
+                score = -(values - values[aim]).abs().drop(aim)
+            else:
+                score = {"higher": values, "lower": -values}[measure.better]
+            best[column] = shown.loc[score.idxmax(), column]
+    rows = {
+        name: [(text, text == best.get(column) and name != aim) for column, text in row.items()]
+        for name, row in shown.iterrows()
+    }
+    return {"columns": list(frame), "rows": rows}
+
+
+def number(value: float, digits: int) -> str:
+    """A number with a true minus sign, which is as wide as a digit; nothing where there is none."""
+    return "" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def ranking(table: pd.DataFrame, problem: str) -> dict:
+    """Every method's PSNR in one problem as a dot, the best first."""
+    return dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
+
+
+def dots(table: pd.DataFrame, psnr: pd.DataFrame) -> dict:
+    """Each row of PSNRs as places in per cent of one axis, which fits those methods that have a prior."""
+    pairs = table.loc[table.measure == "psnr_db", ["method", "constraint"]].drop_duplicates()
+    kinds = {label(method, constraint): KINDS[constraint] for method, constraint in pairs.values}
+    fitted = psnr.drop(index=[NAMES[name] for name in WITHOUT_PRIOR], errors="ignore")
+    low, high = fitted.min().min() // 1, -(-fitted.max().max() // 1)
+    places = (100 * (psnr - low) / (high - low)).clip(0, 100).round(2)
+    return {
+        "low": int(low),
+        "high": int(high),
+        "lasso": places.loc[LASSO].tolist(),
+        "rows": [
+            {
+                "name": name,
+                "kind": kinds[name] + (" off" if (values < low).any() else ""),
+                "places": places.loc[name].tolist(),
+                "texts": [number(value, measure_of("psnr_db").digits) for value in values],
+            }
+            for name, values in psnr.iterrows()
+        ],
+    }

@@ -5,8 +5,8 @@
     genprior restore clean.png --sigma 0.1 --simulate         add the noise first, and print the PSNR
     genprior sample --prior gan                               a hundred patches that the prior makes up
 
-Each patch is E[x | y, z] at its dominant mode, or, with --samples, the mean of its posterior. Where patches overlap,
-pixels are averaged.
+Each patch is E[x | y, z] at its dominant mode, or, with --samples, its posterior mean. Where patches overlap, pixels
+are averaged.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from genprior.operators import Identity, Inpainting
 from genprior.views import View
 
 TOGETHER = 512  # patches restored at a time
-MOST_NUMBERS = 2**28  # in the patches of a picture, and in the samples of those restored together: 1 GB
+MOST_NUMBERS = 2**28  # in the patches of a picture: 1 GB
 
 
 def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndarray:
@@ -67,15 +67,12 @@ def restore_picture(view: View, y: np.ndarray, seen: np.ndarray, args: argparse.
     patches, masks = (cut_patches(picture, view.shape, args.stride, to_end=True) for picture in (y, seen))
     x = torch.from_numpy(patches)[:, None].to(args.device)
     kinds, kind = np.unique(masks, axis=0, return_inverse=True)
-    together, done = max(1, min(TOGETHER, MOST_NUMBERS // (max(1, args.samples) * masks[0].size))), 0
+    done = 0
     for number, mask in enumerate(kinds):
         K = (Identity() if mask.all() else Inpainting(torch.from_numpy(mask))).to(args.device)
-        for rows in torch.from_numpy(np.flatnonzero(kind == number)).split(together):
-            problem = (view, K, K.A(x[rows]), args.sigma)
-            if args.samples:
-                x[rows] = genprior.posterior(*problem, samples=args.samples, seed=args.seed).mean
-            else:
-                x[rows] = genprior.restore(*problem, seed=args.seed).x
+        for rows in torch.from_numpy(np.flatnonzero(kind == number)).split(TOGETHER):
+            found = genprior.restore(view, K, K.A(x[rows]), args.sigma, seed=args.seed)
+            x[rows] = found.mean(args.samples, args.seed) if args.samples else found.x
             done += len(rows)
             if sys.stderr.isatty():
                 end = "\n" if done == len(x) else ""
@@ -163,7 +160,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("image", metavar="IMAGE", help="JPEG, PNG or TIFF; colour becomes grey")
     add("--sigma", type=within(float, 1e-4, 1), required=True, help="standard deviation of its noise, grey in [0, 1]")
     add("--mask", help="a picture, white where IMAGE was seen, black where it was not")
-    add("--samples", type=within(int, 20, 10_000), default=0, help="take the mean of so many posterior samples")
+    add("--samples", type=within(int, 20, 10_000), default=0, help="take the posterior mean, over so many samples")
     add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (half a patch)")
     add("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="take this part")
     add("--simulate", action="store_true", help="IMAGE is clean: add the noise first, and print the PSNR")

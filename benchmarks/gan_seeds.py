@@ -16,9 +16,8 @@ import torch
 from pipeline.files import write_text
 from pipeline.measures import detail_db, prdc, squared_mmd
 from pipeline.params import load_params
-from pipeline.patches import load_patches
+from pipeline.patches import draw_patches, load_patches
 from pipeline.run import set_up
-from stages.sample import two_real_sets
 from stages.train_gan import train
 
 
@@ -30,7 +29,7 @@ def main() -> None:
     settings = params.train_gan.model_copy(update={"steps": 50}) if quick else params.train_gan
     device = set_up(params)
     patches = load_patches("data/patches/train.npy", device)
-    real, other = two_real_sets(patches, params.sample, params.seed)
+    real, other = draw_patches(patches, 2 * params.sample.count, params.seed).split(params.sample.count)
     floor = prdc(real, other, params.sample.neighbours)["coverage"]
     rows = []
     for seed in range(2 if quick else 10):

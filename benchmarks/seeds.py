@@ -35,8 +35,8 @@ def measured() -> tuple[pd.DataFrame, int]:
     """PSNR in dB of every method, a row for each problem and seed; how many starts the mixtures had at least."""
     found = experiments(json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json", *sys.argv[1:])), [])
     rows, starts = [], []
-    for told in found.values():
-        params, metrics = values(told["data"]["params"]), values(told["data"]["metrics"])
+    for experiment in found.values():
+        params, metrics = values(experiment["data"]["params"]), values(experiment["data"]["metrics"])
         starts.append(params["baselines.mixture_starts"])
         for problem in load_params("params.yaml").problems:
             psnr = {name: metrics[f"{key}.{problem}.psnr_db"] for name, key in METHODS.items()}

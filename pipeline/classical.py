@@ -1,7 +1,7 @@
 """Classical reconstructions, which a learned prior has to beat: all from a matrix K (m, n), y (N, m), in float64."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,10 @@ def minimum_norm(matrix: np.ndarray, y: np.ndarray) -> np.ndarray:
     return y @ np.linalg.pinv(matrix).T
 
 
-def tikhonov(matrix: np.ndarray, y: np.ndarray, weight: float) -> np.ndarray:
-    """argmin ‖K x - y‖² + weight ‖x‖², weight > 0: (N, m) -> (N, n)."""
-    gram = matrix @ matrix.T + weight * np.eye(len(matrix))
-    return np.linalg.solve(gram, y.T).T @ matrix
+def tikhonov(matrix: np.ndarray, y: np.ndarray, weights: list[float]) -> np.ndarray:
+    """argmin ‖K x - y‖² + weight ‖x‖², for each weight > 0: (N, m) -> (weights, N, n)."""
+    gram, identity = matrix @ matrix.T, np.eye(len(matrix))
+    return np.stack([np.linalg.solve(gram + weight * identity, y.T).T @ matrix for weight in weights])
 
 
 def lasso(matrix: np.ndarray, basis: np.ndarray, y: np.ndarray, weights: list[float]) -> np.ndarray:
@@ -41,6 +41,14 @@ def lasso(matrix: np.ndarray, basis: np.ndarray, y: np.ndarray, weights: list[fl
     return coefficients @ basis.T
 
 
+def principal_components(patches: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """PCA of patches (N, n) as a generator with a standard normal code: mean (n,) and components (n, k)."""
+    from sklearn.decomposition import PCA
+
+    pca = PCA(count, svd_solver="covariance_eigh").fit(patches)
+    return pca.mean_, pca.components_.T * np.sqrt(pca.explained_variance_)
+
+
 def linear_prior(
     matrix: np.ndarray, mean: np.ndarray, components: np.ndarray, y: np.ndarray, latent_weight: float
 ) -> np.ndarray:
@@ -56,26 +64,29 @@ def linear_prior(
 
 
 def total_variation(
-    matrix: np.ndarray, shape: tuple[int, int], y: np.ndarray, weight: float, iterations: int = 300
+    matrix: np.ndarray, shape: tuple[int, int], y: np.ndarray, weights: list[float], iterations: int = 300
 ) -> np.ndarray:
-    """argmin ‖K x - y‖² / 2 + weight Σ |∇x|, |∇x| the length of forward differences: (N, m) -> (N, n).
+    """argmin ‖K x - y‖² / 2 + weight Σ |∇x|, for each weight: (N, m) -> (weights, N, n).
 
-    Split Bregman, Goldstein & Osher 2009, section 4.1. Batched, as scikit-image's, which knows K = I alone and one
-    picture at a time, is not. K has to see the patches' mean.
+    |∇x| is the length of forward differences; K has to see the patches' mean. scikit-image knows K = I alone and one
+    picture at a time. Split Bregman, Goldstein & Osher 2009, section 4.1.
     """
-    penalty = weight / 0.03  # differences of 0.03 grey are usual: the threshold, weight / penalty, is of their size
     pixels = np.eye(matrix.shape[1]).reshape(-1, *shape)
     laplacian = -_divergence(_gradient(pixels)).reshape(len(pixels), -1)
-    inverse = np.linalg.inv(matrix.T @ matrix + penalty * laplacian)
-    split = surplus = np.zeros((2, len(y), *shape))
-    for _ in range(iterations):
-        pull = y @ matrix - penalty * _divergence(split - surplus).reshape(len(y), -1)
-        x = pull @ inverse
-        wanted = _gradient(x.reshape(len(y), *shape)) + surplus
-        length = np.sqrt(np.square(wanted).sum(0))
-        split = wanted * np.maximum(0, 1 - weight / penalty / np.maximum(length, np.finfo(float).tiny))
-        surplus = wanted - split
-    return x
+    found, threshold = [], 0.03  # differences of 0.03 grey are usual
+    for weight in weights:
+        penalty = weight / threshold
+        inverse = np.linalg.inv(matrix.T @ matrix + penalty * laplacian)
+        split = surplus = np.zeros((2, len(y), *shape))
+        for _ in range(iterations):
+            pull = y @ matrix - penalty * _divergence(split - surplus).reshape(len(y), -1)
+            x = pull @ inverse
+            wanted = _gradient(x.reshape(len(y), *shape)) + surplus
+            length = np.sqrt(np.square(wanted).sum(0))
+            split = wanted * np.maximum(0, 1 - threshold / np.maximum(length, np.finfo(float).tiny))
+            surplus = wanted - split
+        found.append(x)
+    return np.stack(found)
 
 
 def _gradient(x: np.ndarray) -> np.ndarray:
@@ -120,100 +131,59 @@ class GaussianPrior:
         share = np.exp(np.array(log_joint) - evidence)
         return np.einsum("ji,jin->in", share, np.array(means)), evidence
 
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """log p(x) in nats: (N, n) -> (N,)."""
+        return self.condition(np.eye(x.shape[1]), x, 0.0)[1]
+
 
 def fit_gaussian_prior(
-    patches: np.ndarray,
-    basis: np.ndarray,
-    components: int,
-    iterations: int,
-    seed: int,
-    features: Callable[[np.ndarray], np.ndarray] | None = None,
+    patches: np.ndarray, basis: np.ndarray, components: int, iterations: int, seed: int
 ) -> GaussianPrior:
-    """A Gaussian mixture of patches (N, n) by expectation maximisation from k-means.
+    """A Gaussian mixture of patches (N, n) by scikit-learn's expectation maximisation, which k-means starts.
 
-    In standardised DCT coefficients, where the ridge of 1e-3 means the same for every frequency. features: of these,
-    by which k-means tells patches apart; themselves by default.
+    In standardised DCT coefficients, where the ridge of 1e-3 means the same for every frequency, and in float32, which
+    halves the time. `components` or, where k-means finds fewer clusters, as many as it finds.
     """
     coefficients = patches @ basis
     offset, scale = coefficients.mean(0), coefficients.std(0).clip(1e-3)
-    standard = ((coefficients - offset) / scale).astype(np.float32)
-    share = clusters(standard if features is None else features(standard), components, seed)
-    found = maximise_likelihood(standard, share, iterations, 1e-3)
+    x, ridge = ((coefficients - offset) / scale).astype(np.float32), 1e-3
+    labels = clusters(x, components, seed)
+    parts = [x[labels == label] for label in np.unique(labels)]
+    weight = np.array([len(part) / len(x) for part in parts])
+    mean = np.stack([part.mean(0, dtype=float) for part in parts])
+    covariance = np.stack([np.cov(part.T, bias=True) + ridge * np.eye(len(basis)) for part in parts])
+    if len(parts) > 1:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
+        start = {"weights_init": weight, "means_init": mean, "precisions_init": np.linalg.inv(covariance)}
+        start = {name: value.astype(x.dtype) for name, value in start.items()}
+        model = GaussianMixture(len(parts), reg_covar=ridge, max_iter=iterations, **start)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # few iterations are as good on other patches
+            model.fit(x)
+        weight, mean, covariance = (found.astype(float) for found in (model.weights_, model.means_, model.covariances_))
     back = basis * scale
-    return GaussianPrior(found.weight, (offset + scale * found.mean) @ basis.T, back @ found.covariance @ back.T)
+    return GaussianPrior(weight, (offset + scale * mean) @ basis.T, back @ covariance @ back.T)
 
 
-def contrast(coefficients: np.ndarray) -> np.ndarray:
-    """√|c|, by which k-means tells patches apart: their Gaussians differ in their variances, hardly in their means.
+def clusters(coefficients: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Labels of coefficients c (N, n) by 20 rounds of k-means on √|c|: (N,).
 
-    By c itself it finds patches of high contrast, which lie far from all others, one for each cluster, and no iteration
-    takes such a component apart: 23 of 50 were one patch each.
+    Patches' Gaussians differ in their variances, hardly in their means. On c itself k-means finds single patches of
+    high contrast, far from all others, and no iteration takes such a component apart: 23 of 50 were one patch each.
     """
-    return np.sqrt(np.abs(coefficients))
-
-
-def clusters(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Each cluster's share, 0 or 1, in features (N, d), by 20 rounds of scikit-learn's k-means: (N, count)."""
     if count == 1:
-        return np.ones((len(features), 1))
+        return np.zeros(len(coefficients), int)
     from sklearn.cluster import KMeans  # scikit-learn takes a second to import: not at every stage's start
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(), threadpool_limits(1):  # else sums depend on how many cores there are
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than clusters: some have none
-        return np.eye(count)[KMeans(count, n_init=1, max_iter=20, random_state=seed).fit_predict(features)]
+        model = KMeans(count, n_init=1, max_iter=20, random_state=seed)
+        return model.fit_predict(np.sqrt(np.abs(coefficients)))
 
 
-def maximise_likelihood(
-    x: np.ndarray, share: np.ndarray, iterations: int, ridge: float, enough: float = 1e-4
-) -> GaussianPrior:
-    """Expectation maximisation for a Gaussian mixture of x (N, n), from each component's share (N, J) in each of them.
-
-    w_j = mean_i s_ij, μ_j and C_j the moments weighed by s_ij, C_j with `ridge` added to its diagonal; then
-    s_ij = w_j N(x_i; μ_j, C_j) / Σ_l w_l N(x_i; μ_l, C_l), until the mean log-likelihood moves by less than `enough`
-    nats. scikit-learn's GaussianMixture does the same, and takes two to three times as long for patches: a patch is
-    shared by one or two components, and only those of a share above 1e-8 are summed here. Dempster et al. 1977,
-    example 4.3.
-    """
-    prior, before = _weighted_mixture(x, share, ridge), -np.inf
-    for _ in range(iterations):
-        log_joint = _log_joint(x, prior)
-        log_density = logsumexp(log_joint, axis=1)
-        share = np.exp(np.subtract(log_joint, log_density[:, None], out=log_joint), out=log_joint)
-        prior, likelihood = _weighted_mixture(x, share, ridge), log_density.mean()
-        if abs(likelihood - before) < enough:
-            break
-        before = likelihood
-    return prior
-
-
-def _weighted_mixture(x: np.ndarray, share: np.ndarray, ridge: float) -> GaussianPrior:
-    """The likeliest mixture of x (N, n) for given shares (N, J); a component without any is the law of all x."""
-    weight = share.mean(0).clip(1e-12)
-    mean, covariance = zip(*(_moments(x, share[:, j]) for j in range(share.shape[1])), strict=True)
-    return GaussianPrior(weight / weight.sum(), np.stack(mean), np.stack(covariance) + ridge * np.eye(x.shape[1]))
-
-
-def _moments(x: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (n,) and covariance (n, n) of x (N, n) weighed by shares (N,) of 1e-8 and more, else by none; in float64."""
-    counts = share >= 1e-8
-    x, weight = (x[counts], share[counts]) if counts.any() else (x, np.ones(len(x)))
-    weight = weight / weight.sum()
-    mean = weight @ x
-    offset = np.sqrt(weight)[:, None] * (x - mean)
-    return mean, offset.T @ offset
-
-
-def _log_joint(x: np.ndarray, prior: GaussianPrior, at_once: int = 2048) -> np.ndarray:
-    """log w_j N(x_i; μ_j, C_j) in nats, but for n/2 log 2π: (N, J), in float64; the squares in the precision of x."""
-    root = np.linalg.inv(np.linalg.cholesky(prior.covariance))  # R with R C Rᵀ = I
-    constant = np.log(prior.weight) + np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)
-    shift = np.einsum("jab,jb->ja", root, prior.mean).astype(x.dtype)
-    root, squared = root.astype(x.dtype), np.empty((len(x), len(prior.weight)))
-    for first in range(0, len(x), at_once):  # few enough for the cache
-        rows = slice(first, first + at_once)
-        for j in range(len(prior.weight)):
-            white = x[rows] @ root[j].T
-            white -= shift[j]
-            squared[rows, j] = np.einsum("ia,ia->i", white, white)
-    return constant - squared / 2
+def likeliest(priors: Iterable[GaussianPrior], patches: np.ndarray) -> GaussianPrior:
+    """The prior of the largest mean log-density over patches (N, n)."""
+    return max(priors, key=lambda prior: prior.log_prob(patches).mean())

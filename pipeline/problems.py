@@ -43,21 +43,20 @@ class Measured:
         """The same problem for the first `count` patches."""
         return replace(self, y=self.y[:count])
 
-    def residual_over_sigma(self, estimate: Tensor) -> float:
-        """Root mean square of K x̂ - y in units of sigma, x̂ (N, 1, h, w): about 1 where x̂ explains y, not its noise."""
-        return (self.operator.A(estimate) - self.y).square().mean().sqrt().item() / self.sigma
-
     def measures(self, x: Tensor, estimate: Tensor) -> dict[str, float]:
-        """Errors of estimates against the truths x, both (N, 1, h, w), and their misfit to the measurements."""
-        return {**reconstruction_measures(x, estimate), "residual_over_sigma": self.residual_over_sigma(estimate)}
+        """`reconstruction_measures` of estimates x̂ against x, both (N, 1, h, w), and the root mean square of K x̂ - y.
+
+        In units of sigma: about 1 where x̂ explains y, not its noise.
+        """
+        misfit = (self.operator.A(estimate) - self.y).square().mean().sqrt().item()
+        return {**reconstruction_measures(x, estimate), "residual_over_sigma": misfit / self.sigma}
 
 
 def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "test") -> list[Measured]:
     """Measure patches x (N, 1, h, w) by every problem.
 
-    The operator depends on the seed and the problem's name alone, so that validation and test see the same K; the
-    noise on what `patches` says they are, too. Whoever poses the same problems on the same patches gets the same
-    measurements.
+    The operator depends on the seed and the problem's name alone: validation and test have the same K. The noise
+    depends on what `patches` says they are, too. The same problems on the same patches give the same measurements.
     """
     measured = []
     for name, problem in problems.items():
@@ -71,7 +70,7 @@ def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "tes
 def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
     """Errors of estimates against true patches, both (N, 1, h, w), pooled over all patches.
 
-    mse: the mean squared error; psnr_db: from it; relative_error: (Σ‖x̂ - x‖² / Σ‖x‖²)^½.
+    mse: mean squared error; psnr_db: from it; relative_error: (Σ‖x̂ - x‖² / Σ‖x‖²)^½.
     """
     error = (estimate - x).square()
     return {
@@ -84,11 +83,11 @@ def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
 def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
     """Share of pixels whose truth lies in the central credible interval of the samples: in [0, 1], `level` is right.
 
-    samples: (N, S, ...), S > 1; truth: (N, ...); level: 0.9 for the interval between the 5 % and 95 % quantiles. These
-    are the p (S + 1)-th smallest samples, between which a truth of their law lies with probability `level` where
-    p (S + 1) is whole, as for S = 19 and 99, and within 0.01 of it else; torch's own, the (1 + p (S - 1))-th, leave it
-    out too often. Where there is none so small, S < 2 / (1 - level) - 1, the outermost are taken, which hold less.
-    Hyndman & Fan 1996, definition 6.
+    samples: (N, S, ...), S > 1; truth: (N, ...); level: 0.9 for the interval between the 5 % and 95 % quantiles.
+    The p-quantile is the p (S + 1)-th smallest sample (Hyndman & Fan 1996, definition 6): a truth of the samples' law
+    lies between two with probability `level` where p (S + 1) is whole, as for S = 19 and 99, within 0.01 of it else.
+    Torch's own, the (1 + p (S - 1))-th, leave it out too often. With S < 2 / (1 - level) - 1 samples the outermost are
+    taken, which hold less.
     """
     count = samples.shape[1]
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)

@@ -1,8 +1,8 @@
 """The single-answer reconstructor that the chapter starts from: one network for each problem, measurement → patch.
 
-x̂ = x̂_G + a ⊙ (x̂_G - μ) + b in DCT coefficients: x̂_G the linear Gaussian estimate, the best that is linear in y, and
-a, b of one network of x̂_G, trained on pairs (x, K x + e) by the mean squared error: scales that follow the patch, as a
-mixture's posterior mean has them. It needs no generator and no search, and has to be trained anew for every K.
+x̂ = x̂_G + a ⊙ (x̂_G - μ) + b in DCT coefficients. x̂_G is the linear Gaussian estimate, the best that is linear in y.
+One network gives a and b from x̂_G, trained on pairs (x, K x + e) by the mean squared error: scales that follow the
+patch, as a mixture's posterior mean has them. It needs no generator and no search, but another training for every K.
 
 Problems are solved side by side in up to `threads` processes of one thread each, on a CPU.
 """
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from genprior.images import dct_basis
-from genprior.layers import Coefficients, mlp, tamed
+from genprior.layers import mlp, tamed
 from genprior.operators import as_matrix
-from pipeline.classical import GaussianPrior, fit_gaussian_prior
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, TrainDiscriminative, load_params
 from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
@@ -31,59 +30,56 @@ CHECKPOINTS = Path(".checkpoints/train_discriminative")  # with a folder for eac
 
 
 class Reconstructor(nn.Module):
-    """Measurements (N, m) -> patches (N, 1, h, w) by a linear estimate `gain` (n, m), `offset` (n,) and a network.
+    """Measurements (N, m) -> patches (N, 1, h, w); begins as the linear Gaussian estimate.
 
-    estimates: the scale of the linear estimates' coefficients, in which faint ones are seen; truths: of the patches'.
+    matrix: K (m, n); prior: mean (n,) and covariance (n, n) of the patches, with K and sigma of all that is linear.
     """
 
-    def __init__(self, gain: Tensor, offset: Tensor, estimates: Coefficients, truths: Coefficients, hidden: list[int]):
+    def __init__(
+        self, matrix: Tensor, sigma: float, prior: tuple[Tensor, Tensor], shape: tuple[int, int], hidden: list[int]
+    ):
         super().__init__()
-        n = len(offset)
-        self.estimates, self.truths, self.network = estimates, truths, mlp([n, *hidden, 2 * n], "silu")
-        self.register_buffer("gain", gain)
-        self.register_buffer("offset", offset)
-
-    def linear(self, y: Tensor) -> Tensor:
-        """The linear Gaussian estimate: (N, m) -> (N, 1, h, w)."""
-        return (y @ self.gain.T + self.offset).reshape(-1, 1, *self.truths.shape)
+        (mean, covariance), basis = prior, torch.from_numpy(dct_basis(*shape))
+        s = matrix @ covariance @ matrix.T + sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
+        gain = basis.T @ torch.linalg.solve(s, matrix @ covariance).T
+        self.shape, self.network = shape, mlp([len(mean), *hidden, 2 * len(mean)], "silu")
+        constants = {"basis": basis, "mean": mean, "gain": gain, "centre": matrix @ mean}
+        # standard deviations of the patches' coefficients, and of their linear estimates', in which faint ones are seen
+        constants["scale"] = (basis.T @ covariance @ basis).diagonal().sqrt()
+        constants["estimated"] = (gain @ matrix @ covariance @ basis).diagonal().clamp_min(1e-16).sqrt()
+        for name, value in constants.items():
+            self.register_buffer(name, value.float())
 
     def forward(self, y: Tensor) -> Tensor:
-        linear = self.linear(y)
-        c = self.truths.analyse(linear)
-        a, b = self.network(tamed(self.estimates.analyse(linear))[0]).chunk(2, 1)
-        return self.truths.synthesise(c + a * c + b)
+        c = (y - self.centre) @ self.gain.T
+        a, b = self.network(tamed(c / self.estimated)[0]).chunk(2, 1)
+        return (self.mean + (c + a * c + self.scale * b) @ self.basis.T).reshape(-1, 1, *self.shape)
+
+
+def linear_gaussian(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (n,) and covariance (n, n) of uint8 patches (N, 1, h, w); 1e-3 more of each DCT coefficient's variance."""
+    x, basis = to_unit(patches.cpu()).flatten(1).double(), torch.from_numpy(dct_basis(*patches.shape[2:]))
+    ridge = 1e-3 * (x @ basis).std(0, correction=0).clamp_min(1e-3).square()
+    return x.mean(0), torch.cov(x.T, correction=0) + (basis * ridge) @ basis.T
 
 
 def train(
     problem: Measured,
     patches: Tensor,
     settings: TrainDiscriminative,
-    prior: tuple,
+    prior: tuple[Tensor, Tensor],
     seed: int,
     checkpoint: Checkpoint | None = None,
 ) -> Reconstructor:
     """Train for one problem on uint8 patches (N, 1, h, w), measured anew in every step; prior: mean and covariance."""
-    shape = tuple(patches.shape[2:])
+    shape, draw = tuple(patches.shape[2:]), torch.Generator().manual_seed(seed)
     matrix = as_matrix(problem.operator, shape, problem.y).cpu().double()
-    mean, covariance = prior
-    s = matrix @ covariance @ matrix.T + problem.sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
-    gain = torch.linalg.solve(s, matrix @ covariance).T
-    draw = torch.Generator().manual_seed(seed)
-
-    def measured(count: int) -> tuple[Tensor, Tensor]:
-        x = draw_batch(patches, count, draw)
-        y = problem.operator.A(x).flatten(1)
-        return x, y + problem.sigma * torch.randn(y.shape, generator=draw).to(y.device)
-
-    truths, estimates = Coefficients(shape).fit(to_unit(patches.cpu())), Coefficients(shape)
-    network = Reconstructor(
-        gain.float(), (mean - gain @ (matrix @ mean)).float(), estimates, truths, settings.hidden
-    ).to(patches.device)
-    estimates.fit(network.linear(measured(10_000)[1]), least=1e-8)
+    network = Reconstructor(matrix, problem.sigma, prior, shape, settings.hidden).to(patches.device)
     optimizer, schedule = cosine_adam(network, settings.lr, settings.steps)
-    what, state = f"train_discriminative {problem.name}", [network, optimizer, schedule, draw]
-    for _ in (bar := resumable(settings.steps, what, checkpoint, state, [])):
-        x, y = measured(settings.batch_size)
+    for _ in (bar := resumable(settings.steps, problem.name, checkpoint, [network, optimizer, schedule, draw], [])):
+        x = draw_batch(patches, settings.batch_size, draw)
+        y = problem.operator.A(x).flatten(1)
+        y = y + problem.sigma * torch.randn(y.shape, generator=draw).to(y.device)
         loss = (network(y) - x).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -94,37 +90,29 @@ def train(
     return network.eval().requires_grad_(False)
 
 
-def solve(gaussian: GaussianPrior, params: Params, name: str) -> tuple[dict[str, float], np.ndarray]:
+def solve(prior: tuple[Tensor, Tensor], params: Params, name: str) -> tuple[dict[str, float], np.ndarray]:
     """Train for one of `problems` and restore its test patches: measures, and images (N, h, w); with one thread."""
     device = set_up(params.model_copy(update={"threads": 1}))
     patches, test = load_splits("data/patches", device, ("train", "test"))
     x = draw_patches(test, params.evaluate.patches, params.seed)
     (problem,) = pose({name: params.problems[name]}, x, params.seed)
-    prior = torch.from_numpy(gaussian.mean[0]), torch.from_numpy(gaussian.covariance[0])
-    number = str(list(params.problems).index(name))  # no folder for some names, and one for two, on some systems
-    checkpoint = Checkpoint(CHECKPOINTS / number, params, __file__, patches)
+    folder = CHECKPOINTS / str(list(params.problems).index(name))  # a name may be no folder's, or two be one's
+    checkpoint = Checkpoint(folder, params, __file__, patches)
     network = train(problem, patches, params.train_discriminative, prior, params.seed, checkpoint)
     restored = network(problem.y.flatten(1))
     return problem.measures(x, restored), restored.squeeze(1).cpu().numpy()
 
 
-def linear_gaussian(params: Params) -> GaussianPrior:
-    """One Gaussian of the training patches."""
-    (patches,) = load_splits("data/patches", "cpu", ("train",))
-    return fit_gaussian_prior(
-        to_unit(patches).flatten(1).double().numpy(), dct_basis(*patches.shape[2:]), 1, 0, params.seed
-    )
-
-
 def main() -> None:
     params = load_params("params.yaml")
     device = set_up(params.model_copy(update={"threads": 1}))  # as in the processes: what it writes is the same
+    (patches,) = load_splits("data/patches", "cpu", ("train",))
     processes = params.threads if device.type == "cpu" else 1
-    function = partial(solve, linear_gaussian(params), params)
-    found = side_by_side(function, list(params.problems), processes, "train_discriminative")
-    values = {name: found[name][0] for name in params.problems}
-    write_metrics("metrics/train_discriminative.json", {"discriminative": {"none": values}})
-    write_array("data/reconstructions/discriminative.npy", np.stack([found[name][1] for name in params.problems]))
+    names, function = list(params.problems), partial(solve, linear_gaussian(patches), params)
+    found = side_by_side(function, names, processes, "train_discriminative")
+    values = {"discriminative": {"none": {name: found[name][0] for name in names}}}
+    write_metrics("metrics/train_discriminative.json", values)
+    write_array("data/reconstructions/discriminative.npy", np.stack([found[name][1] for name in names]))
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)
 
 

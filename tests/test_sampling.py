@@ -33,7 +33,7 @@ from genprior.sampling import (
     sample_posterior,
     smc,
 )
-from genprior.views import load
+from genprior.views import Prior, load
 from pipeline.params import Network, TrainVAE
 from pipeline.problems import build_operator
 from stages import train_vae

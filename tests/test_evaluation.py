@@ -1,0 +1,214 @@
+"""What evaluates a prior, on one that was trained for seconds."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from doubles import Analytic
+from torch.distributions import MultivariateNormal
+
+import genprior
+from genprior.files import InputError
+from genprior.inversion import CONVERGED, Plan
+from genprior.operators import Identity, gaussian_sensing
+from genprior.restoration import Restored
+from genprior.views import Prior
+from pipeline import evaluation
+from pipeline.params import Evaluate, Network, TrainVAE
+from pipeline.patches import to_unit
+from pipeline.problems import interval_coverage, pose, reconstruction_measures
+from stages import train_vae
+
+SETTINGS = Evaluate(
+    patches=32,
+    latent_weight=None,
+    range={"starts": 3, "iterations": 30},
+    relaxed={"starts": 2, "iterations": 25},
+    mean_samples=32,
+    solver_patches=4,
+    posterior_patches=8,
+    posterior_samples=200,
+    likelihood_patches=8,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(patches):
+    torch.manual_seed(0)
+    network = Network(latent_size=4, hidden=[32], activation="silu")
+    settings = TrainVAE(
+        steps=300, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0, chapter_steps=1
+    )
+    return train_vae.train(patches, patches, network, settings, 0)[0]
+
+
+@pytest.fixture(scope="module")
+def prior(trained):
+    return Prior(trained)
+
+
+@pytest.fixture(scope="module")
+def x(patches):
+    return to_unit(patches[:32])
+
+
+@pytest.fixture
+def problems(params):
+    return {name: params.problems[name] for name in ("denoise", "inpaint", "blur", "cs_25")}
+
+
+def test_relaxed_restores_better_than_its_range_does(prior, x, problems):
+    for problem in pose(problems, x, 0):
+        mse = {}
+        for constraint, view in evaluation.views_of(prior).items():
+            found = evaluation.restored(view, problem, SETTINGS, 0)
+            mse[constraint] = problem.measures(x, found.x)["mse"]
+        assert mse["relaxed"] < mse["range"]
+
+
+def test_solver_gap_falls_with_iterations_and_starts(prior, x, problems):
+    problem = pose(problems, x[:16], 0)[3]
+    for view in evaluation.views_of(prior).values():
+        gaps = []
+        for starts, iterations in ((1, 1), (8, 60)):
+            settings = SETTINGS.model_copy(
+                update={"range": Plan(starts, iterations), "relaxed": Plan(starts, iterations)}
+            )
+            found = evaluation.restored(view, problem, settings, 0)
+            gaps.append(evaluation.solver_gap(view, problem, found, settings, 0))
+        assert gaps[0] > 0.1
+        assert 0 <= gaps[1] < gaps[0] / 2
+
+
+def test_range_takes_the_deepest_mode_and_a_prior_the_dominant(prior, x, problems):
+    problem = pose(problems, x, 0)[3]
+    confined, relaxed = (evaluation.restored(view, problem, SETTINGS, 0) for view in (prior.range, prior))
+    assert torch.equal(confined.energy, confined.lowest)
+    assert relaxed.modes.z.shape == (2, len(x), 4)  # all starts to the end, for the dominant mode to be among them
+    assert (relaxed.energy >= relaxed.lowest).all()
+
+
+def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, problems):
+    best = reconstruction_measures(x, evaluation.represent(prior.range, x, SETTINGS, 0))["mse"]
+    for problem in pose(problems, x, 0):
+        found = evaluation.restored(prior.range, problem, SETTINGS, 0)
+        assert reconstruction_measures(x, found.x)["mse"] >= best
+
+
+def test_truths_in_the_range_are_restored_to_the_noise(prior, problems):
+    own = prior.range.sample(16)
+    for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):
+        found = evaluation.restored(prior.range, problem, SETTINGS, 0)
+        assert problem.measures(own, found.x)["residual_over_sigma"] == pytest.approx(1, abs=0.15)
+        assert reconstruction_measures(own, found.x)["psnr_db"] > 38
+
+
+def test_weight_of_the_latent_prior_pulls_codes_to_the_centre(prior, x, problems):
+    problem = pose({"cs_25": problems["cs_25"]}, x, 0)[0]
+    norms = []
+    for weight in (1e-6, 1e-3, 1.0):
+        settings = SETTINGS.model_copy(update={"latent_weight": weight})
+        norms.append(evaluation.restored(prior.range, problem, settings, 0).z.norm().item())
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_credible_intervals_on_truths_from_the_prior(prior, params):
+    own = prior.sample(48, torch.Generator().manual_seed(3))
+    (problem,) = pose({"cs_25": params.problems["cs_25"]}, own, 0)
+    found = genprior.posterior(prior, problem.operator, problem.y, problem.sigma, samples=200)
+    assert found.x.shape == (48, 200, 1, 8, 8)
+    assert found.mean.shape == found.std.shape == own.shape
+    for level, tolerance in ((0.9, 0.05), (0.5, 0.08)):
+        assert interval_coverage(found.x, own, level) == pytest.approx(level, abs=tolerance)
+        low, high = found.interval(level)
+        assert ((own >= low) & (own <= high)).double().mean().item() == interval_coverage(found.x, own, level)
+
+
+def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
+    """No estimate has a smaller mean squared error, and the dominant mode's has a larger one."""
+    own = prior.sample(1000, torch.Generator().manual_seed(4))
+    # two numbers about four codes: the posterior is wide and bent
+    few = params.problems["cs_10"].model_copy(update={"measurements": 2})
+    found = evaluation.restored(prior, pose({"cs_2": few}, own, 0)[0], SETTINGS, 0)
+    improvement = ((found.x - own).square() - (found.mean(32) - own).square()).flatten(1).mean(1)
+    assert improvement.mean() > 2 * improvement.std() / len(improvement) ** 0.5
+
+
+@pytest.mark.parametrize(("m", "times"), [(5, 4), (10, 4), (16, 3), (25, 2), (40, 1), (256, 1)])
+def test_few_measurements_anneal_every_problem_and_take_more_samples(monkeypatch, m, times):
+    asked = lambda energy, mixture, samples, draw, minimum_effective: (samples, minimum_effective)  # noqa: E731
+    monkeypatch.setattr("genprior.restoration.posterior_mean", asked)
+    energy = SimpleNamespace(y=torch.zeros(3, m))
+    found = Restored(None, torch.zeros(3, 20), None, [], None, None, energy, None, mixture=object())
+    assert found.mean(32) == (times * 32, math.inf if m < 40 else 0.5)
+
+
+def test_log_prob_is_no_less_than_the_elbo(prior, trained, x):
+    noisy = x + (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5) / 255
+    terms = [train_vae.measure(trained, noisy, seed) for seed in range(50)]
+    elbo = torch.stack([t["log_likelihood"] - t["kl"] for t in terms]).mean().item() / 64
+    found = evaluation.log_likelihood(prior, noisy, SETTINGS, 0)
+    assert elbo - 3 * found["monte_carlo_error"] < found["log_likelihood"] < elbo + 0.5
+    assert prior.log_prob(noisy).mean().item() / 64 == pytest.approx(found["log_likelihood"], abs=0.01)
+
+
+def test_lower_bounds_stand_in_order_below_the_likelihood(prior, x):
+    bounds = evaluation.lower_bounds(prior, x, 2000, 0)
+    exact = evaluation.log_likelihood(prior, x, SETTINGS, 0)["log_likelihood"]
+    tighter = evaluation.lower_bounds(prior, x, 4, 0)["importance_bound"]
+    assert bounds["elbo"] < tighter < bounds["importance_bound"] < exact + 0.02
+
+
+def test_lower_bounds_of_the_exact_posterior_are_the_likelihood():
+    """Probabilistic PCA with orthogonal columns: q(z | x) = p(z | x) makes every weight p(x)."""
+    draw = torch.Generator().manual_seed(0)
+    n, k, variance = 20, 3, 0.2
+    weight = torch.linalg.qr(torch.randn(n, k, generator=draw))[0] * torch.tensor([2.0, 1.0, 0.5])
+    x = torch.randn(6, 1, 4, 5, generator=draw)
+    precision = 1 + weight.square().sum(0) / variance
+    linear = Analytic(lambda z: (z @ weight.T, torch.full((len(z), n), variance)), basis=torch.eye(n))
+    linear.network = SimpleNamespace(
+        encoder=lambda x: (x.flatten(1) @ weight / variance / precision, -precision.log().expand(len(x), k))
+    )
+    covariance = weight @ weight.T + variance * torch.eye(n)
+    expected = MultivariateNormal(torch.zeros(n), covariance).log_prob(x.flatten(1)).mean().item() / n
+    found = evaluation.lower_bounds(linear, x, 50, 0)
+    assert found["elbo"] == pytest.approx(expected, abs=1e-5)
+    assert found["importance_bound"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_representation_of_what_is_in_the_range(prior):
+    own = prior.range.sample(16, torch.Generator().manual_seed(5))
+    best = evaluation.represent(prior.range, own, SETTINGS, 0)
+    assert reconstruction_measures(own, best)["psnr_db"] > 60
+    found = genprior.restore(prior.range, Identity(), own, 0.01, latent_weight=0.0)
+    assert found.status.count(CONVERGED) == 16
+
+
+def test_a_code_of_one_view_is_refused_by_the_other(prior, x):
+    confined, whole = prior.range.encode(x), prior.encode(x)
+    torch.testing.assert_close(prior.decode(whole), prior.range.decode(confined), rtol=0, atol=1e-5)  # T is I here
+    for view, code in ((prior, confined), (prior.range, whole), (prior, 2 * confined[:3])):
+        with pytest.raises(InputError, match="a code of"):
+            view.decode(code)
+    with pytest.raises(TypeError):
+        confined + whole
+    found = genprior.restore(prior.range, Identity(), x, 0.1)
+    torch.testing.assert_close(prior.range.decode(found.z), found.x)
+
+
+def test_wrong_problems_are_named(prior, x):
+    operator = gaussian_sensing((8, 8), 12, torch.Generator().manual_seed(0))
+    y = genprior.measure(operator, x, 0.1)
+    for change, message in (
+        ({"operator": 3}, "has no A"),
+        ({"sigma": -1.0}, "sigma = -1.0"),
+        ({"y": y[:, :5]}, r"y: \(32, 5\); \(32, 12\) would be right"),
+        ({"y": y / 0}, "finite"),
+        ({"view": prior.range, "sigma": 0.0}, "sigma = 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            genprior.restore(**({"view": prior, "operator": operator, "y": y, "sigma": 0.1} | change))
+    same = (genprior.restore(prior, operator, y, 0.1, seed=3).x for _ in range(2))
+    torch.testing.assert_close(*same, rtol=0, atol=0)

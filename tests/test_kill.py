@@ -1,6 +1,6 @@
 """Stages and DVC killed at random moments: the next run ends as an undisturbed one, and nothing goes on writing."""
 
-import hashlib
+import importlib
 import json
 import os
 import random
@@ -18,32 +18,25 @@ import yaml
 from conftest import ROOT, surroundings, tiny
 
 from pipeline.files import write_array
+from stages import train_ae
 
 pytestmark = pytest.mark.process
 # What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
 HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-STAGE = f"{HEARD}; import runpy; runpy.run_module('stages.train_ae', run_name='__main__')"
-# With a checkpoint after every step.
-EAGER = f"from genprior import training; training.Checkpoint.due = lambda self: True; {STAGE}"
+# A training with a checkpoint after every step.
+EAGER = f"""{HEARD}
+from stages import train_ae
+train_ae.Checkpoint.due = lambda self: True
+train_ae.run(train_ae.main)
+"""
 OUTPUTS = ("data/models/ae.safetensors", "data/curves/ae.csv", "data/curves/ae_residual.csv", "metrics/train_ae.json")
 
 
-@pytest.fixture
-def stage(tmp_path, values, patches):
-    """`start(program, **environment)` starts a tiny training stage in a folder of its own."""
-    tiny(values)
-    values["threads"] = 1
-    values["train_ae"]["steps"] = values["residual"]["steps"] = 40
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    for split in ("train", "validation", "test"):
-        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
-
-    def start(program=STAGE, **environment):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        with (tmp_path / "stderr").open("w") as stderr:
-            return subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=stderr)
-
-    return tmp_path, start
+def start(folder: Path, program: str, **environment: str) -> subprocess.Popen:
+    """Python at work in a folder, with what it says in the file stderr there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    with (folder / "stderr").open("w") as stderr:
+        return subprocess.Popen([sys.executable, "-c", program], cwd=folder, env=environment, stderr=stderr)
 
 
 def wait_for(condition, seconds=60):
@@ -53,54 +46,51 @@ def wait_for(condition, seconds=60):
         time.sleep(0.001)
 
 
-def digests(folder):
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in OUTPUTS}
-
-
-def test_killed_stage_goes_on_to_the_same_bytes(stage):
-    folder, start = stage
-    assert start().wait() == 0
-    expected = digests(folder)
-    assert not (folder / ".checkpoints/train_ae").exists()
+def test_stopped_stage_goes_on_to_the_same_bytes(tmp_path, values, patches, monkeypatch):
+    """Killed in its first training, and stopped by Ctrl-C in its second."""
+    tiny(values)
+    values["train_ae"]["steps"] = values["residual"]["steps"] = 40
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values | {"threads": 1}))
+    for split in ("train", "validation", "test"):
+        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
+    monkeypatch.chdir(tmp_path)
+    train_ae.main()
+    expected = {name: Path(name).read_bytes() for name in OUTPUTS}
     for name in OUTPUTS:
-        (folder / name).unlink()
-    for checkpoint in ("1.safetensors", "2.safetensors"):  # in the first training, and in the second
-        running = start(EAGER)
-        wait_for((folder / ".checkpoints/train_ae" / checkpoint).exists)
-        running.kill()
-        assert running.wait() == -signal.SIGKILL
-        assert not any((folder / name).exists() for name in OUTPUTS)
-    assert start(EAGER).wait() == 0
-    assert digests(folder) == expected
-    assert not (folder / ".checkpoints/train_ae").exists()
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_stopped_stage_says_so_by_its_code(stage, number, code):
-    folder, start = stage
-    running = start(EAGER)
-    wait_for((folder / ".checkpoints/train_ae/1.safetensors").exists)
-    running.send_signal(number)
-    assert running.wait() == code
-    assert (folder / "stderr").read_text() == ""
-    assert not any((folder / name).exists() for name in OUTPUTS)
+        Path(name).unlink()
+    for number, code, checkpoint in ((signal.SIGKILL, -9, "1.safetensors"), (signal.SIGINT, 130, "2.safetensors")):
+        running = start(tmp_path, EAGER)
+        wait_for(Path(".checkpoints/train_ae", checkpoint).exists)
+        running.send_signal(number)
+        assert running.wait() == code
+        assert Path("stderr").read_text() == ""
+        assert not any(Path(name).exists() for name in OUTPUTS)
+    train_ae.main()
+    assert {name: Path(name).read_bytes() for name in OUTPUTS} == expected
+    assert not Path(".checkpoints/train_ae").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stage may outlive its DVC")
 @pytest.mark.parametrize(("under_dvc", "at_work"), [(True, True), (True, False), (False, True)])
-def test_stage_dies_with_the_dvc_that_started_it_and_no_other_parent(stage, under_dvc, at_work):
+def test_stage_dies_with_the_dvc_that_started_it_and_no_other_parent(tmp_path, under_dvc, at_work):
     """The parent is killed once the stage is at work, or while it still imports."""
-    folder, start = stage
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {EAGER!r}])"
-    running = start(parent, **({"DVC_STAGE": "train_ae"} if under_dvc else {}))
+    stage = f"""
+import time
+from pathlib import Path
+from pipeline.run import run
+time.sleep({0 if at_work else 1})
+run(lambda: (Path("begun").touch(), time.sleep(1), Path("done").touch()))
+"""
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stage!r}])"
+    running = start(tmp_path, parent, **({"DVC_STAGE": "train_ae"} if under_dvc else {}))
     wait_for(lambda: psutil.Process(running.pid).children())
     if at_work:
-        wait_for((folder / ".checkpoints/train_ae/1.safetensors").exists)
+        wait_for((tmp_path / "begun").exists)
     child = psutil.Process(running.pid).children()[0]
     running.kill()
     running.wait()
     child.wait(60)
-    assert (folder / OUTPUTS[0]).exists() != under_dvc
+    assert (tmp_path / "done").exists() != under_dvc
 
 
 def at_work(folder):
@@ -143,7 +133,7 @@ def test_50_kills(workspace):
     DVC itself left cut is removed, as docs/reproducibility.md has it. KILLS in the environment sets another number.
     """
     folder, run = workspace
-    training = folder / "genprior/training.py"
+    training = folder / importlib.import_module(train_ae.Checkpoint.__module__).__file__.removeprefix(f"{ROOT}/")
     assert training.read_text().count("every: float = 15.0") == 1  # the tiny trainings are over sooner
     training.write_text(training.read_text().replace("every: float = 15.0", "every: float = 0.0"))
     parameters = yaml.safe_load((folder / "params.yaml").read_text())

@@ -5,6 +5,7 @@ in this process, between what DVC does: it deletes their outputs before.
 """
 
 import importlib
+import io
 import json
 import os
 import random
@@ -54,75 +55,65 @@ def outcome(read: Callable[[], object], named: str) -> object:
             return None
 
 
+def damages(data: bytes, head: int) -> tuple[list[bytes], list[bytes]]:
+    """Data cut short at seven places, and with bits flipped ten times, six of them in the head."""
+    draw, flips = random.Random(SEED), []
+    for i in range(10):
+        flipped = bytearray(data)
+        for _ in range(1 + i % 3):
+            flipped[draw.randrange(min(len(data), head) if i < 6 else len(data))] ^= 1 << draw.randrange(8)
+        flips.append(bytes(flipped))
+    return [data[: int(share * len(data))] for share in (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 0.999)], flips
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def damaged_pictures(folder: Path) -> list[Path]:
-    """A picture in each format cut short at six places, and with bytes flipped nine times."""
-    draw, numbers, found = random.Random(SEED), np.random.default_rng(SEED), []
-    grey = Image.fromarray(numbers.integers(0, 256, (40, 60), dtype=np.uint8))
-    colour = Image.fromarray(numbers.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    """Pictures in each format, cut short and with bits flipped."""
+    colour = np.random.default_rng(SEED).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    tifffile.imwrite(folder / "deep.tif", colour.astype(np.uint16) * 257, photometric="rgb")
+    found = []
     for name in ("png", "jpg", "tif", "lzw.tif", "gif", "bmp", "webp", "ppm", "deep.tif"):
-        whole = folder / f"whole.{name}"
-        if name == "deep.tif":
-            tifffile.imwrite(whole, np.asarray(colour).astype(np.uint16) * 257, photometric="rgb")
-        else:
-            (grey if name in ("png", "tif", "gif") else colour).save(
-                whole, **({"compression": "tiff_lzw"} if name == "lzw.tif" else {})
-            )
-        data = whole.read_bytes()
-        contents = [data[: int(share * len(data))] for share in (0.0, 0.02, 0.2, 0.5, 0.9, 0.999)]
-        for i in range(9):
-            flipped = bytearray(data)
-            for _ in range(1 + i % 3):
-                flipped[draw.randrange(min(len(data), 100) if i < 6 else len(data))] ^= 1 << draw.randrange(8)
-            contents.append(bytes(flipped))
-        for i, content in enumerate(contents):
+        whole = folder / name
+        if name != "deep.tif":
+            options = {"compression": "tiff_lzw"} if name == "lzw.tif" else {}
+            Image.fromarray(colour).save(whole := folder / f"whole.{name}", **options)
+        cuts, flips = damages(whole.read_bytes(), 100)
+        for i, content in enumerate(cuts + flips):
             found.append(folder / f"{i}_{whole.name}")
             found[-1].write_bytes(content)
     return found
 
 
 def fine_pictures(folder: Path) -> list[Path]:
-    """What pictures can be, all of it to be read."""
-    draw, found = np.random.default_rng(SEED), []
-    grey, colour = draw.integers(0, 256, (12, 10), dtype=np.uint8), draw.integers(0, 256, (12, 10, 3), dtype=np.uint8)
-    small, rgb = Image.fromarray(grey), Image.fromarray(colour)
-    palette = small.convert("P")
-
-    def save(picture: Image.Image, name: str, **how: object) -> None:
-        found.append(folder / name)
-        picture.save(found[-1], **how)
-
-    for mode in ("L", "LA", "P", "RGB", "RGBA", "1"):
-        save(rgb.convert(mode), f"{mode}.png")
-    for name in ("CMYK.tif", "CMYK.jpg", "YCbCr.jpg"):
-        save(rgb.convert(name[:-4]), name)
-    save(palette.convert("PA").convert("RGBA"), "PA.webp")
-    save(palette, "transparent palette.png", transparency=bytes(range(256)))
-    save(palette, "transparent colour.png", transparency=3)
-    for name in ("16 bits.png", "16 bits.tif"):
-        save(Image.fromarray(grey.astype(np.uint16) * 257), name)
-    save(Image.fromarray(grey.astype(np.int32) * 65537), "32 bits.tif")
-    save(Image.fromarray((grey / 255).astype(np.float32)), "float.tif")
-    for suffix in ("gif", "png", "tif", "webp"):
-        save(small, f"frames.{suffix}", save_all=True, append_images=[small.rotate(180)] * 3)
-    for height, width in ((1, 1), (1, 300), (300, 1), (1, 9000)):
-        save(Image.fromarray(draw.integers(0, 256, (height, width), dtype=np.uint8)), f"{height}x{width}.png")
-    for orientation in (0, 1, 6, 9, 65535):
-        exif = rgb.getexif()
-        exif[0x0112] = orientation
-        save(rgb, f"orientation_{orientation}.jpg", exif=exif)
-    damaged = (b"", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x")
-    for i, exif in enumerate(damaged):
-        save(rgb, f"exif_{i}.jpg", exif=exif)
-    save(small, "jpeg_named.png", format="JPEG")
-    save(small, "png_named.jpg", format="PNG")
-    for name in ("no_extension", "with spaces .png", "ünïcödé 图.png", "line\nfeed.png", "\x1b[31mred.png", "-rf.png"):
-        save(small, name, format="PNG")
-    found.append(folder / "link.png")
-    found[-1].symlink_to(found[0])
-    return found
+    """What pictures can be beside what tests/test_images.py reads."""
+    draw = np.random.default_rng(SEED)
+    small, rgb = (Image.fromarray(draw.integers(0, 256, (12, 10, *more), dtype=np.uint8)) for more in ((), (3,)))
+    palette, frames = small.convert("P"), {"save_all": True, "append_images": [small.rotate(180)] * 3}
+    exifs = [b"", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x"]
+    for orientation in (0, 9, 65535):
+        exifs.append(rgb.getexif())
+        exifs[-1][0x0112] = orientation
+    kinds = {
+        "CMYK.jpg": (rgb.convert("CMYK"), {}),
+        "YCbCr.jpg": (rgb.convert("YCbCr"), {}),
+        "PA.webp": (palette.convert("PA").convert("RGBA"), {}),
+        "transparent palette.png": (palette, {"transparency": bytes(range(256))}),
+        "transparent colour.png": (palette, {"transparency": 3}),
+        "jpeg_named.png": (small, {"format": "JPEG"}),
+        **{f"frames.{suffix}": (small, frames) for suffix in ("gif", "png", "tif", "webp")},
+        **{f"{h}x{w}.png": (small.resize((w, h)), {}) for h, w in ((1, 1), (1, 300), (300, 1), (1, 9000))},
+        **{f"exif_{i}.jpg": (rgb, {"exif": exif}) for i, exif in enumerate(exifs)},
+        **{
+            name: (small, {"format": "PNG"})
+            for name in ("none", "a .png", "ü图.png", "a\nb.png", "\x1b[31m.png", "-rf.jpg")
+        },
+    }
+    for name, (picture, options) in kinds.items():
+        picture.save(folder / name, **options)
+    (folder / "link.png").symlink_to(folder / "none")
+    return [folder / name for name in (*kinds, "link.png")]
 
 
 def header(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
@@ -145,25 +136,18 @@ def deep_tiff(width: int, height: int) -> bytes:
 
 NO_PICTURES = {
     "huge.png": header(20_000, 20_000, 8, 2, bytes(100)),
-    "larger.png": header(2**31 - 1, 2**31 - 1, 8, 2, bytes(100)),
     "wide.png": header(2**30, 1, 8, 2, bytes(100)),
     "no_width.png": header(0, 10, 8, 0, bytes(10)),
-    "no_height.png": header(10, 0, 8, 0, bytes(10)),
     "huge_deep.tif": deep_tiff(20_000, 20_000),
     "deep_without_pixels.tif": deep_tiff(9_000, 9_000),
     "huge.bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 20_000, 20_000, 1, 24, *[0] * 6),
     "huge.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
     "huge.ppm": b"P6 20000 20000 255\n" + bytes(100),
-    "text.png": b"this is no picture",
     "HTML.jpg": b"<!doctype html><title>404</title>",
-    "vectors.svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
     "PostScript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
-    "PDF.png": b"%PDF-1.7\n%%EOF",
     "zip.png": b"PK\x03\x04" + bytes(50),
-    "pickle.png": b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00\x8c\x01a\x94.",
     "zeros.png": bytes(1000),
     "random.png": random.Random(SEED).randbytes(1000),
-    "empty.png": b"",
     "bad line\nfeed.png": b"no picture",
     "bad \x1b[31mred.png": b"no picture",
 }
@@ -179,12 +163,11 @@ def bad_pictures(folder: Path) -> list[Path]:
     Image.fromarray(-grey.astype(np.int32)).save(folder / "below_zero.tif")
     for name, value in {"nan": np.nan, "infinite": np.inf, "above": 1.5, "below": -0.1}.items():
         Image.fromarray(np.where(grey == 7, value, 0.5).astype(np.float32)).save(folder / f"{name}.tif")
-    (folder / "directory.png").mkdir()
     (folder / "broken_link.png").symlink_to(folder / "nowhere")
     (folder / "self.png").symlink_to(folder / "self.png")
     os.mkfifo(folder / "pipe.png")
-    names = ["LAB.tif", "below_zero.tif", "nan.tif", "infinite.tif", "above.tif", "below.tif", "directory.png"]
-    names += ["broken_link.png", "self.png", "pipe.png", "missing.png", "x" * 300, "L.png/below a file.png"]
+    names = ["LAB.tif", "below_zero.tif", "nan.tif", "infinite.tif", "above.tif", "below.tif", "broken_link.png"]
+    names += ["self.png", "pipe.png", "missing.png", "x" * 300, "none/below a file.png"]
     return [*found, *(folder / name for name in names), Path("/dev/zero")]
 
 
@@ -223,24 +206,24 @@ def model(tmp_path) -> Path:
 
 
 def test_model_files_cut_flipped_or_of_something_else(model, tmp_path):
-    data, draw, file = model.read_bytes(), random.Random(SEED), tmp_path / "model.safetensors"
+    data, file = model.read_bytes(), tmp_path / "model.safetensors"
     length = struct.unpack("<Q", data[:8])[0]
-    contents = [data[: int(share * len(data))] for share in (0.0, 0.001, 0.1, 0.3, 0.5, 0.9, 0.99)]
-    contents += [data[:-1], data + b"\0", struct.pack("<Q", 2**60) + data[8:], b"hello", draw.randbytes(2000)]
-    contents += [data[:8] + b"x" * length + data[8 + length :]]
-    for content in contents:
+    cuts, flips = damages(data, 8 + length)
+    others = [
+        data + b"\0",
+        struct.pack("<Q", 2**60) + data[8:],
+        data[:8] + b"x" * length + data[8 + length :],
+        b"hello",
+    ]
+    for content in (*cuts, *others, random.Random(SEED).randbytes(2000)):
         file.write_bytes(content)
         assert outcome(lambda: load_network(file), file.name) is None
-    for i in range(24):
-        flipped = bytearray(data)
-        at = draw.randrange(8 + length) if i < 16 else draw.randrange(8 + length, len(data))
-        flipped[at] ^= 1 << draw.randrange(8)
-        file.write_bytes(flipped)
+    for content in flips:
+        file.write_bytes(content)
         found = outcome(lambda: load_network(file), file.name)
         assert found is None or all(tensor.isfinite().all() for tensor in found.state_dict().values())
-    (tmp_path / "directory.safetensors").mkdir()
-    for name in ("directory.safetensors", "missing.safetensors"):
-        assert outcome(lambda name=name: load_network(tmp_path / name), name) is None
+    assert outcome(lambda: load_network(tmp_path), tmp_path.name) is None
+    assert outcome(lambda: load_network(tmp_path / "missing.safetensors"), "missing.safetensors") is None
 
 
 def test_model_files_whose_settings_or_weights_do_not_fit(model, tmp_path):
@@ -298,30 +281,19 @@ def test_arrays_of_patches(tmp_path):
         return outcome(lambda: load_patches(str(file), "cpu"), file.name) is not None
 
     assert taken(fine)
-    for shape in (
-        "(1000000000000, 16, 16)",
-        f"({10**30}, 16, 16)",
-        "(-1, 4, 4)",
-        "nothing",
-        "(" * 50,
-        "__import__('os')",
-    ):
-        assert not taken(claimed("|u1", shape)), shape
-    for content in (*(fine[:size] for size in (0, 5, 20, 128, -1)), claimed("|z9", "(5, 4, 4)"), claimed("|O", "(5,)")):
-        assert not taken(content), content
-    for seed in range(12):
-        draw, flipped = random.Random(seed), bytearray(fine)
-        flipped[draw.randrange(100)] ^= 1 << draw.randrange(8)
-        taken(bytes(flipped))
-    for shape, kind in {
-        (5, 4, 4): (float, np.int8, bool, "U1"),
-        **dict.fromkeys([(80,), (), (5, 4, 4, 3), (0, 4, 4), (5, 0, 4), (1, 100, 100)], (np.uint8,)),
-    }.items():
-        for one in kind:
-            write_array(file, np.zeros(shape, one))
-            assert not taken(file.read_bytes()), (shape, one)
-    np.savez(tmp_path / "several.npz", a=np.zeros((5, 4, 4), np.uint8))
-    assert not taken((tmp_path / "several.npz").read_bytes())
+    cuts, flips = damages(fine, 100)
+    for content in flips:
+        taken(content)
+    wrong = [claimed("|u1", f"({10**12}, 16, 16)"), claimed("|u1", f"({10**30}, 16, 16)"), claimed("|u1", "(-1, 4, 4)")]
+    wrong += [claimed("|u1", "__import__('os')"), claimed("|u1", "(" * 50), claimed("|z9", "(5, 4, 4)")]
+    arrays = [np.zeros((5, 4, 4), kind) for kind in (float, np.int8, bool, "U1")]
+    arrays += [np.zeros(shape, np.uint8) for shape in ((80,), (), (5, 4, 4, 3), (0, 4, 4), (5, 0, 4), (1, 100, 100))]
+    for array in (*arrays, np.array([{}])):
+        content = io.BytesIO()
+        np.save(content, array)
+        wrong.append(content.getvalue())
+    for content in (*cuts, *wrong):
+        assert not taken(content), content[:200]
     assert outcome(lambda: read_array(tmp_path), tmp_path.name) is None
     for split, side in (("train", 4), ("test", 5)):
         write_array(tmp_path / f"{split}.npy", np.zeros((5, side, side), np.uint8))

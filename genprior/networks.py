@@ -260,8 +260,10 @@ def load_network(
         raise InputError(f"{path}: not the file of a prior: it has no settings of one") from None
     try:
         sizes = {"coefficients.mean": math.prod(config["shape"]), "code_mean": config["latent_size"]}
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not the file of a prior: its settings have no shape or latent_size") from None
+        if min(config["hidden"]) < 1:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: not the file of a prior: its settings are not those of a network") from None
     for name, size in sizes.items():
         if name not in weights or weights[name].shape != (size,) or size > MOST_PIXELS:
             raise InputError(f"{path}: not the file of a prior: {name} is not the {size} numbers of its settings")

@@ -2,23 +2,17 @@
 
 import math
 import reprlib
-import warnings
-from itertools import pairwise
-from operator import attrgetter
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import ConstructorError, SafeConstructor
-from ruamel.yaml.nodes import MappingNode
 
 from genprior.files import InputError
 
-MOST_BYTES = 1_000_000  # of a parameter file
+RESERVED = ("representation", "likelihood", "samples", "training", "patches", "chapter")  # by tables of measures
 MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
-MOST_NUMBERS = 2**28  # at a time in one place: 1 GB in float32
-
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
@@ -57,54 +51,18 @@ class ExtractPatches(Settings):
     max_patches: Annotated[int, Field(ge=2, le=10_000_000)]
 
     @model_validator(mode="after")
-    def _split_by_scene(self) -> Self:
-        split_of = {}
-        for split in ("train", "validation", "test"):
-            for file in map(_normal, getattr(self, split)):
-                if file in split_of:
-                    raise ValueError(
-                        f"extract_patches.{split} names {file}, which extract_patches.{split_of[file]} has already; "
-                        "name every photograph once"
-                    )
-                split_of[file] = split
+    def _fits(self) -> Self:
+        if (pixels := math.prod(self.patch_size)) > MOST_PIXELS:
+            raise ValueError(
+                f"extract_patches.patch_size = {self.patch_size} has {pixels} pixels, not {MOST_PIXELS} at most"
+            )
+        split_of = {PurePosixPath(f): name for name in ("train", "validation", "test") for f in getattr(self, name)}
         for scene in self.scenes:
-            splits = {file: split_of[file] for file in map(_normal, scene) if file in split_of}
+            splits = {file: split_of[PurePosixPath(file)] for file in scene if PurePosixPath(file) in split_of}
             if len(set(splits.values())) > 1:
                 where = ", ".join(f"{file} in {split}" for file, split in splits.items())
                 raise ValueError(f"extract_patches.scenes: one scene in two splits ({where}); keep it in one")
         return self
-
-    @model_validator(mode="after")
-    def _patch_fits(self) -> Self:
-        if math.prod(self.patch_size) > MOST_PIXELS:
-            raise ValueError(
-                f"extract_patches.patch_size = {self.patch_size} has {math.prod(self.patch_size)} pixels; "
-                f"at most {MOST_PIXELS} would be right"
-            )
-        sides = self.image_size or self.crop
-        if isinstance(sides, int):
-            smallest = [sides, sides]  # the shorter side
-        elif sides:
-            smallest = sides[-2:]
-        else:
-            return self
-        if self.crop and self.image_size:
-            top, left, height, width = self.crop
-            if isinstance(self.image_size, list) and (top + height > smallest[0] or left + width > smallest[1]):
-                raise ValueError(
-                    f"extract_patches.crop = {self.crop} (top, left, height, width) reaches beyond "
-                    f"extract_patches.image_size = {self.image_size}"
-                )
-            smallest = [height, width]
-        if any(patch > side for patch, side in zip(self.patch_size, smallest, strict=True)):
-            raise ValueError(
-                f"extract_patches.patch_size = {self.patch_size} is larger than the image, {smallest} (height, width)"
-            )
-        return self
-
-
-def _normal(file: str) -> str:
-    return str(PurePosixPath(file))
 
 
 class Network(Settings):
@@ -113,23 +71,19 @@ class Network(Settings):
     activation: Activation
 
 
-class _Training(Settings):
+class Training(Settings):
     steps: Count
     batch_size: Count | None
     lr: Positive
 
 
-class Residual(_Training):
+class Residual(Training):
     noise: Literal["dct", "modulated"]
     code_weight: NonNegative | None
     warm_up: Share
 
 
-class TrainAE(_Training):
-    pass
-
-
-class TrainVAE(_Training):
+class TrainVAE(Training):
     noise: Literal["fixed", "learned", "pixel", "dct", "modulated"]
     sigma: Annotated[float, Field(ge=1e-4, le=1e3)]
     objective: Literal["elbo", "chapter"]
@@ -151,7 +105,7 @@ class TrainVAE(_Training):
         return self
 
 
-class TrainGAN(_Training):
+class TrainGAN(Training):
     loss: Literal["relativistic", "non_saturating", "minimax", "hinge", "wasserstein"]
     gradient_penalty: NonNegative
     spectral_norm: bool
@@ -258,7 +212,7 @@ class Params(Settings):
     extract_patches: ExtractPatches
     network: Network
     residual: Residual
-    train_ae: TrainAE
+    train_ae: Training
     train_vae: TrainVAE
     train_gan: TrainGAN
     sample: Sample
@@ -274,185 +228,72 @@ class Params(Settings):
 
     def crossover_problems(self) -> dict[str, CompressedSensing]:
         """Compressed sensing at each number of measurements, under the names m_10, m_25, ..."""
-        sigma = self.crossover.sigma
-        return {
-            f"m_{m}": CompressedSensing(operator="gaussian", measurements=m, sigma=sigma)
-            for m in self.crossover.measurements
-        }
+        few, sigma = self.crossover.measurements, self.crossover.sigma
+        return {f"m_{m}": CompressedSensing(operator="gaussian", measurements=m, sigma=sigma) for m in few}
 
     @model_validator(mode="after")
-    def _problems_fit(self) -> Self:
+    def _blocks_agree(self) -> Self:
+        for line in self._clashes():
+            raise ValueError(line)
+        return self
+
+    def _clashes(self) -> Iterator[str]:
+        """What the blocks allow one by one, and not together."""
         sides, n = self.extract_patches.patch_size, math.prod(self.extract_patches.patch_size)
+        counts, fitted = self.crossover.measurements, self.baselines.mixture_patches
         for name, problem in self.problems.items():
             if problem.operator == "downsample" and any(side % problem.factor for side in sides):
-                raise ValueError(
-                    f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"
-                )
+                yield f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"
             if problem.operator == "gaussian" and problem.measurements > n:
-                raise ValueError(f"problems.{name}.measurements = {problem.measurements}: a patch has {n} pixels")
-            if name in ("representation", "likelihood", "samples", "training", "patches", "chapter"):
-                raise ValueError(f"problems.{name}: the report has another use for the name; choose another")
-        counts = self.crossover.measurements
-        if counts != sorted(set(counts)):
-            raise ValueError(f"crossover.measurements = {_shown(counts)}: the numbers must grow")
-        if counts[-1] > n:
-            raise ValueError(f"crossover.measurements = {_shown(counts)}: a patch has {n} pixels")
+                yield f"problems.{name}.measurements = {problem.measurements}: a patch has {n} pixels"
+            if name in RESERVED or name in self.crossover_problems():
+                yield f"problems.{name}: the pipeline has another use for the name; choose another"
+        if counts != sorted(set(counts)) or counts[-1] > n:
+            yield f"crossover.measurements = {counts}: they must grow, up to the {n} pixels of a patch"
         if self.network.latent_size > n:
-            raise ValueError(f"network.latent_size = {self.network.latent_size}: a patch has {n} pixels")
-        fitted = self.baselines.mixture_patches
+            yield f"network.latent_size = {self.network.latent_size}: a patch has {n} pixels"
         if fitted is not None and max(self.baselines.mixture_components, default=0) > fitted:
-            raise ValueError(f"baselines.mixture_patches = {fitted}: fewer than a mixture has components")
-        if clash := sorted(self.problems.keys() & self.crossover_problems().keys()):
-            raise ValueError(f"problems.{clash[0]}: the name is taken by a problem of crossover; choose another")
+            yield f"baselines.mixture_patches = {fitted}: fewer than a mixture has components"
         if self.report.posterior not in self.problems:
-            raise ValueError(
-                f"report.posterior = {_shown(self.report.posterior)} is none of problems: {', '.join(self.problems)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_in_memory(self) -> Self:
-        for key, numbers in self._numbers_at_once():
-            if numbers > MOST_NUMBERS:
-                raise ValueError(
-                    f"{key} = {_shown(attrgetter(key)(self))}: with the other parameters as they are it takes about "
-                    f"{numbers / 2**28:.2g} GB at a time; at most 1 GB would be right"
-                )
-        return self
-
-    def _numbers_at_once(self) -> list[tuple[str, int]]:
-        """The largest arrays that grow with a parameter, in numbers of 4 bytes: rough, but with the right powers."""
-
-        def weights(widths: list[int]) -> int:
-            return 4 * sum(a * b for a, b in pairwise(widths))  # and their gradients, and Adam's two moments
-
-        n, k = math.prod(self.extract_patches.patch_size), self.network.latent_size
-        coder = [n, *self.network.hidden, k]
-        rival = [n, *self.train_gan.discriminator_hidden, 1]
-        single = [n, *self.train_discriminative.hidden, 2 * n]
-        flow = [12 * (64 + k)]  # its six networks of width 64
-        settings, baselines = self.evaluate, self.baselines
-        available = self.extract_patches.max_patches
-        restored, fitted = min(settings.patches, available), min(baselines.mixture_patches or available, available)
-        posterior = max(min(settings.posterior_patches, restored), settings.likelihood_patches)
-        batches = [
-            (f"{name}.batch_size", 4 * sum(coder + extra) * (block.batch_size or available))
-            for name, extra in (("residual", flow), ("train_ae", []), ("train_vae", []), ("train_gan", rival))
-            for block in [getattr(self, name)]
-        ]
-        modulated = [name for name in ("residual", "train_vae") if getattr(self, name).noise == "modulated"]
-        return [
-            ("network.hidden", 3 * weights(coder)),  # encoder, decoder, variances
-            ("train_gan.discriminator_hidden", weights(rival)),
-            ("train_discriminative.hidden", weights(single)),
-            ("network.latent_size", 64 * k * max(n, *self.network.hidden)),  # Jacobians
-            *batches,
-            *((f"{name}.noise", 20 * n**2) for name in modulated),  # S, and what it is with each gain alone
-            ("train_discriminative.batch_size", 4 * sum(single) * self.train_discriminative.batch_size),
-            ("sample.count", 12 * min(self.sample.count, available // 2) ** 2),  # distances, in twice 4 bytes
-            ("evaluate.patches", restored * max(n * len(self.problems), 4096)),
-            ("evaluate.range.starts", settings.range.starts * restored * k**2),
-            ("evaluate.relaxed.starts", settings.relaxed.starts * restored * k**2),
-            ("evaluate.solver_patches", 16 * min(settings.solver_patches, restored) * k**2),
-            ("evaluate.mean_samples", 4 * settings.mean_samples * max(n, 8 * restored * k * settings.relaxed.starts)),
-            ("evaluate.posterior_patches", 4 * min(settings.posterior_patches, restored) * k**2),
-            ("evaluate.likelihood_patches", settings.likelihood_patches * max(4096, 4 * k**2)),
-            ("evaluate.posterior_samples", settings.posterior_samples * posterior * max(n, 100 * k)),
-            ("baselines.validation_patches", 2 * n * baselines.validation_patches),
-            ("baselines.mixture_patches", 2 * n * fitted),
-            (
-                "baselines.mixture_components",
-                (8 * n**2 + 10 * fitted) * max(baselines.mixture_components, default=0),  # covariances and shares
-            ),
-        ]
-
-
-class _Constructor(SafeConstructor):
-    def flatten_mapping(self, node: MappingNode) -> None:
-        # Merges of merges grow without bound, and hide what a block holds.
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                raise ConstructorError(None, None, "blocks are not merged (<<); write the values out", key.start_mark)
-        super().flatten_mapping(node)
+            yield f"report.posterior = {self.report.posterior!r} is none of problems: {', '.join(self.problems)}"
 
 
 def load_params(path: str | Path) -> Params:
     """Read and check a parameter file; InputError names the first wrong key, its value and what would be right.
 
-    It is YAML 1.2, read by the same library as DVC reads it, without merge keys.
+    It is YAML 1.2, read by the library that DVC reads it with.
     """
-    return check(Params, _read_yaml(Path(path)), str(path))
-
-
-def _read_yaml(path: Path) -> object:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
+    data = Path(path).read_bytes()
     try:
-        if not path.is_file():
-            raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes; at most {MOST_BYTES} would be right")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of YAML 1.1, for whoever asks for it
-            values = yaml.load(text)
+        values = YAML(typ="safe", pure=True).load(data.decode())
     except Exception as error:  # on a wrong tag the parser raises nearly anything
-        raise InputError(f"{path}: not valid YAML: {_shortened(' '.join(str(error).split()), 400)}") from None
-    if _grows_beyond(values, MOST_BYTES):
-        raise InputError(f"{path}: grows beyond {MOST_BYTES} values by its aliases (*); write the values out")
-    return values
+        raise InputError(f"{path}: not valid YAML: {_cut(' '.join(str(error).split()))}") from None
+    return check(values, str(path))
 
 
-def _grows_beyond(values: object, most: int) -> bool:
-    """Whether nested values with their aliases written out are more than `most`: a file of few lines can be endless."""
-    count, left = 0, [values]
-    while left and count <= most:
-        value = left.pop()
-        count += 1
-        if isinstance(value, dict | list):
-            left.extend(value.values() if isinstance(value, dict) else value)
-    return count > most
-
-
-Schema = TypeVar("Schema", bound=Settings)
-
-
-def check(schema: type[Schema], values: object, where: str) -> Schema:
-    """Values by a schema; InputError names where they come from, the first wrong key and what would be right."""
+def check(values: object, where: str) -> Params:
+    """Plain values as parameters; InputError as of `load_params`, `where` first."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: holds {type(values).__name__}, not blocks of parameters")
     try:
-        return schema.model_validate(values)
+        return Params.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_line(error, values)}") from None
-    except UnicodeEncodeError:  # half a surrogate pair, in a key
-        raise InputError(f"{where}: holds a key that is no text") from None
+        raise InputError(f"{where}: {_cut(_first_wrong(error, values))}") from None
 
 
-def _first_line(error: ValidationError, values: dict) -> str:
-    """The first wrong key with all that is wrong about it, and how many more keys are wrong."""
-    found = {}
-    for detail in error.errors(include_url=False):
-        key, place = _locate(detail["loc"], values)
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "missing":
-            message = ".".join(filter(None, [key, str(detail["loc"][-1])])) + " is missing"
-        elif detail["type"] == "extra_forbidden":
-            message = f"{key} is not a parameter"
-        elif detail["type"] == "invalid_key":
-            message = f"{'.'.join(map(str, detail['loc']))} is no name of a parameter"
-        elif detail["type"] != "value_error":
-            message = f"{key} = {_shown(place)}: {message[0].lower()}{_shortened(message[1:], 300)}"
-            if key in found:  # one member of a union each
-                message = f"{found[key]}, or {message.split(': ', 1)[1]}"
-        found[key] = message
-    first, *rest = found.values()
-    return first + (f" (and {len(rest)} more)" if rest else "")
+def _first_wrong(error: ValidationError, values: dict) -> str:
+    """The first wrong key with its value and all that is wrong about it."""
+    first, *others = error.errors(include_url=False)
+    key, value = _locate(first["loc"], values)
+    if first["type"] == "value_error":  # of a validator above, which names the key
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key}.{first['loc'][-1]} is missing".removeprefix(".")
+    if first["type"] in ("extra_forbidden", "invalid_key") or not key:
+        return f"{'.'.join(map(str, first['loc'])) or 'a key that is no text'} is not a parameter"
+    members = [first, *(other for other in others if _locate(other["loc"], values)[0] == key)]  # of a union, each one
+    shown = hex(value) if isinstance(value, int) and value.bit_length() > 64 else reprlib.repr(value)
+    return f"{key} = {shown}: {', or '.join(member['msg'][0].lower() + member['msg'][1:] for member in members)}"
 
 
 def _locate(location: tuple, values: dict) -> tuple[str, object]:
@@ -460,21 +301,13 @@ def _locate(location: tuple, values: dict) -> tuple[str, object]:
     keys, place = [], values
     for step in location:
         if (isinstance(place, dict) and step in place) or (isinstance(place, list) and isinstance(step, int)):
-            keys.append(_shortened(str(step), 80))
+            keys.append(str(step))
             place = place[step]
     return ".".join(keys), place
 
 
-def _shown(value: Any) -> str:
-    """A value for a message, long ones shortened."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    short.maxlist = 8
-    try:
-        return _shortened(short.repr(value), 80)
-    except ValueError:  # Python prints no more than 4300 digits
-        return "a number of thousands of digits"
+def _cut(text: str) -> str:
+    return text if len(text) <= 500 else f"{text[:240]} ... {text[-240:]}"
 
 
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+TrainAE = Training

@@ -4,10 +4,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from typing import TypeVar
 
 from genprior.files import InputError
@@ -23,19 +22,8 @@ def side_by_side(function: Callable[[str], Found], tasks: Sequence[str], process
     once; so does the end of this process, whatever its kind. what: the progress bar's name.
     """
     processes = min(processes, os.cpu_count() or 1, len(tasks))
-    results = _in_processes(function, tasks, processes) if processes > 1 else ((task, function(task)) for task in tasks)
-    found = {}
-    with closing(results):
-        for task, result in (bar := steps(len(tasks), what, results)):
-            found[task] = result
-            bar.set_postfix(done=task)
-    return found
-
-
-def _in_processes(
-    function: Callable[[str], Found], tasks: Sequence[str], processes: int
-) -> Iterator[tuple[str, Found]]:
-    """Each task with what the function makes of it, in the order in which processes are done with them."""
+    if processes < 2:
+        return {task: function(task) for task in steps(len(tasks), what, tasks)}
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what starts now leaves Ctrl-C to this process
     try:
         pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process)
@@ -46,8 +34,7 @@ def _in_processes(
         signal.signal(signal.SIGINT, heard)
     with pool:
         try:
-            for done in as_completed(running):
-                yield running[done], done.result()
+            return {running[done]: done.result() for done in steps(len(tasks), what, as_completed(running))}
         except BrokenProcessPool as error:
             if error.__cause__ is not None:  # a defect, and where it is
                 raise

@@ -1,10 +1,11 @@
-"""How a stage starts and ends: parameters, seed, device; outputs written whole; errors in one line."""
+"""How a stage starts and ends: seed, device, threads, progress; what the user got wrong in one line."""
 
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from pipeline.params import Params
 
 if TYPE_CHECKING:
     import torch
+
+tqdm.set_lock(threading.RLock())  # its own is shared by processes: a killed one leaves it behind, which Python tells of
 
 
 def run(main: Callable[[], None]) -> None:
@@ -89,7 +92,7 @@ def _keep_freed_memory() -> None:
             mallopt(m_trim_threshold, 2**30)
 
 
-def steps(count: int, what: str, numbers: Iterable[int] | None = None, done: int = 0) -> tqdm:
+def steps(count: int, what: str, numbers: Iterable | None = None, done: int = 0) -> tqdm:
     """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers.
 
     Nothing either in one of the processes of `side_by_side`, which has a bar. numbers: the steps that are left, where

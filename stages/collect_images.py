@@ -12,28 +12,11 @@ from pipeline.run import run
 
 TARGET = Path("imgs/standard")
 # What is a photograph among scikit-image's data files; imgs/README.md gives the source and licence of each.
-PHOTOGRAPHS = {
-    "astronaut": "png",
-    "brick": "png",
-    "camera": "png",
-    "cell": "png",
-    "chelsea": "png",
-    "clock_motion": "png",
-    "coffee": "png",
-    "coins": "png",
-    "grass": "png",
-    "gravel": "png",
-    "hubble_deep_field": "jpg",
-    "ihc": "png",
-    "microaneurysms": "png",
-    "moon": "png",
-    "motorcycle_left": "png",
-    "motorcycle_right": "png",
-    "page": "png",
-    "retina": "jpg",
-    "rocket": "jpg",
-    "text": "png",
-}
+PHOTOGRAPHS = (
+    *("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel"),
+    *("hubble_deep_field", "ihc", "microaneurysms", "moon", "motorcycle_left", "motorcycle_right", "page", "retina"),
+    *("rocket", "text"),
+)
 
 
 def collect(names: list[str], target: Path) -> None:
@@ -47,10 +30,8 @@ def collect(names: list[str], target: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         for name in names:
-            with (
-                Image.open(Path(skimage.data_dir) / f"{name}.{PHOTOGRAPHS[name]}") as image,
-                whole_file(part / f"{name}.png") as file,
-            ):
+            (source,) = Path(skimage.data_dir).glob(f"{name}.[jp][pn]g")  # either
+            with Image.open(source) as image, whole_file(part / f"{name}.png") as file:
                 image.save(file)
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)

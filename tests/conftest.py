@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: one thread each, before torch and NumPy load
@@ -87,20 +89,31 @@ def tiny(values: dict) -> dict:
     return values
 
 
+def at(values: object, path: Iterable) -> object:
+    """What nested values hold at a path."""
+    for key in path:
+        values = values[key]
+    return values
+
+
+def by_key(values: dict, key: str, value: object) -> dict:
+    """A copy of nested values with another one under a dotted key."""
+    copy, (*blocks, name) = deepcopy(values), key.split(".")
+    at(copy, blocks)[name] = value
+    return copy
+
+
+PARTS = ("genprior", "pipeline", "stages", "tools", "imgs", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+
+
 @pytest.fixture
 def workspace(tmp_path, values):
-    """A repository of its own with this code and tiny parameters; `run` runs a command in it."""
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=True,
-    ).stdout.split()
-    for file in files:
-        if not file.startswith(("data/", "metrics/")) and file != "dvc.lock" and (ROOT / file).is_file():
-            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, tmp_path / file)
+    """A repository of its own with the pipeline and tiny parameters; `run` runs a command in it."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", ".gitattributes", *PARTS]
+    files = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
+    for file in filter(lambda file: (ROOT / file).is_file(), files):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
     tiny(values)["extract_patches"]["patch_size"] = [12, 12]  # with scales, an energy costs the cube of its pixels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     environment = surroundings()

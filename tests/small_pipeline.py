@@ -1,7 +1,10 @@
 """A pipeline of three quick stages in the real one's forms, for tests of what people do around a pipeline with DVC."""
 
+import atexit
+import functools
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,17 +84,28 @@ write("metrics/join.json", json.dumps({"join": found}))
 }
 
 
-def begin(folder: Path, repro: bool = True) -> Callable[..., str]:
-    """Write and commit the pipeline in a repository of its own on the branch main, run, unless told not to.
-
-    Returns `run(*command, code=0, **environment)`, which runs a command there and returns all that it prints.
-    """
+@functools.cache
+def _begun(repro: bool) -> Path:
+    """The pipeline committed in a repository of its own on the branch main: made once, for copies."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in (".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    run = runner(folder)
+    run("git", "init", "-q", "-b", "main")
+    if repro:
+        run("dvc", "repro", "-q")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "Begin")
+    return folder
+
+
+def runner(folder: Path) -> Callable[..., str]:
+    """`run(*command, code=0, **environment)` runs a command in a folder and returns all that it prints."""
     base = surroundings("PYTHON")
 
     def run(*command: str, code: int = 0, **environment: str) -> str:
@@ -101,9 +115,10 @@ def begin(folder: Path, repro: bool = True) -> Callable[..., str]:
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    run("git", "init", "-q", "-b", "main")
-    if repro:
-        run("dvc", "repro", "-q")
-    run("git", "add", "-A")
-    run("git", "commit", "-qm", "Begin")
     return run
+
+
+def begin(folder: Path, repro: bool = True) -> Callable[..., str]:
+    """Lay the pipeline in a folder, committed and, unless told not to, run; returns its `runner`."""
+    shutil.copytree(_begun(repro), folder, dirs_exist_ok=True)
+    return runner(folder)

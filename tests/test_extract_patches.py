@@ -1,5 +1,8 @@
+import re
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from genprior.files import InputError
@@ -58,14 +61,23 @@ def test_the_same_picture_under_two_names_is_refused(settings, tmp_path):
         extract_patches.extract(chosen.model_copy(update={"test": [str(copy)]}), 0)
 
 
-def test_patch_larger_than_the_photograph_is_refused_by_name(settings):
-    with pytest.raises(InputError, match=r"train\.png.*patch_size"):
-        extract_patches.extract(settings(patch_size=[50, 16]), 0)
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"patch_size": [50, 16]}, "patch_size = [50, 16]"),
+        ({"crop": [40, 0, 16, 16]}, "crop = [40, 0, 16, 16]"),
+        ({"crop": [0, 0, 8, 8]}, "[8, 8] (height, width) is smaller"),
+        ({"image_size": 15}, "patch_size = [16, 16]"),
+    ],
+)
+def test_what_the_photograph_does_not_hold_is_refused_by_name(settings, changed, said):
+    with pytest.raises(InputError, match=rf"train\.png: .*{re.escape(said)}"):
+        extract_patches.extract(settings(**changed), 0)
 
 
-def test_crop_beyond_the_photograph_is_refused_by_name(settings):
-    with pytest.raises(InputError, match=r"train\.png.*crop"):
-        extract_patches.extract(settings(crop=[40, 0, 16, 16]), 0)
+def test_one_patch_alone_trains_nothing(settings):
+    with pytest.raises(InputError, match=r"extract_patches\.train gives one patch"):
+        extract_patches.extract(settings(stride=16_384), 0)
 
 
 def test_collecting_unknown_photograph_leaves_nothing_behind(tmp_path):
@@ -85,8 +97,6 @@ def test_collected_photographs_are_scikit_images(tmp_path):
 
 
 def test_every_photograph_has_its_source_and_licence():
-    from conftest import ROOT
-
     table = (ROOT / "imgs/README.md").read_text()
     named = {name for line in table.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(", ")}
     assert set(collect_images.PHOTOGRAPHS) <= {name.strip() for name in named}

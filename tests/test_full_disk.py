@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genprior.images import save_grid
-from genprior.networks import Prior, save_network
+from genprior.networks import PriorNetwork, save_network
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.pictures import curve_figure
 from pipeline.run import run
@@ -31,9 +31,9 @@ WRITERS = {
     "a.json": lambda file, params: write_metrics(file, {str(i): i for i in range(20_000)}),
     "grid.png": lambda file, params: save_grid(file, np.random.default_rng(0).random((900, 16, 16))),
     "figure.png": lambda file, params: curve_figure(
-        file, {f"{i}": (pd.DataFrame({"step": range(99), "y": range(99)}), ["y"]) for i in range(20)}
+        file, {f"{i}": (pd.DataFrame({"step": range(99), "y": range(99)}), ["y"]) for i in range(4)}
     ),
-    "a.safetensors": lambda file, params: save_network(Prior((16, 16), 20, [64], "silu", "dct"), file),
+    "a.safetensors": lambda file, params: save_network(PriorNetwork((16, 16), 20, [64], "silu", "dct"), file),
     "checkpoints/1.safetensors": train,
     ".part-standard/camera.png": lambda file, params: collect(["camera"], file.parent.with_name("standard")),
 }

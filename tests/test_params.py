@@ -1,120 +1,231 @@
+"""params.yaml: what is taken, and what is refused in one line that names the key, its value and what would be right."""
+
+import random
+import re
+from copy import deepcopy
+
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, at, by_key
 
 from genprior.files import InputError
-from pipeline.params import load_params
+from pipeline.params import check, load_params
+
+NOISY = {"operator": "identity", "sigma": 0.1}
+
+
+def refused(values: object) -> str:
+    """The line with which values are refused, in words that a terminal can show."""
+    with pytest.raises(InputError) as caught:
+        check(values, "params.yaml")
+    line = str(caught.value)
+    assert line.isprintable()
+    assert line.startswith("params.yaml: ")
+    assert len(line) < 700
+    return line
 
 
 def test_committed_file_is_valid():
     assert load_params(ROOT / "params.yaml").extract_patches.patch_size == [16, 16]
 
 
-@pytest.mark.parametrize(("text", "number"), [("1e-05", 1e-5), ("0.00001", 1e-5), ("1.5E+1", 15.0), ("1", 1.0)])
-def test_number_as_yaml_and_dvc_write_it(values, tmp_path, text, number):
-    values["train_gan"]["lr"] = "HERE"
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(values).replace("HERE", text))
-    assert load_params(file).train_gan.lr == number
+EXTREMES = [
+    *(("seed", 2**31 - 1), ("threads", 1024), ("network.hidden", [1]), ("network.latent_size", 256)),
+    *(("extract_patches.crop", [60, 60, 16, 16]), ("extract_patches.max_patches", 2), ("train_ae.batch_size", None)),
+    *(("train_ae.lr", 1), ("problems.denoise.sigma", 1e-3), ("problems.cs_50.measurements", 256)),
+    *(("problems.tête", NOISY), ("evaluate.latent_weight", 0), ("baselines.mixture_components", [])),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), EXTREMES)
+def test_extremes_are_taken(values, key, value):
+    assert check(by_key(values, key, value), "").model_dump().keys() == values.keys()
 
 
 BAD = [
-    ("train_gan.lr", "fast", "train_gan.lr = 'fast'"),
-    ("train_gan.lr", -1.0, "train_gan.lr = -1.0"),
+    ("train_gan.lr", "fast", "train_gan.lr = 'fast': input should be a valid number"),
+    ("train_gan.lr", -1.0, "train_gan.lr = -1.0: input should be greater than 0"),
     ("train_vae.beta", float("nan"), "train_vae.beta = nan"),
-    ("train_vae.beta", float("inf"), "train_vae.beta = inf"),
-    ("train_ae.steps", 1.5, "train_ae.steps = 1.5"),
     ("train_ae.steps", True, "train_ae.steps = True"),
-    ("train_ae.batch_size", "none", "train_ae.batch_size = 'none'"),
+    ("train_ae.steps", 10**18, "input should be less than or equal to 10000000"),
     ("train_ae.learning_rate", 0.1, "train_ae.learning_rate is not a parameter"),
-    ("nonsense", {}, "nonsense is not a parameter"),
-    ("train_vae.noise", "pink", "train_vae.noise = 'pink'"),
+    ("sample.a\nb", 1, "sample.a\\nb is not a parameter"),
+    ("k" * 1000, {}, "is not a parameter"),
+    ("\ud800", {}, "a key that is no text is not a parameter"),
     ("train_vae.objective", "chapter", "train_vae.noise = 'modulated'"),
-    ("device", "tpu", "device = 'tpu'"),
-    ("seed", -1, "seed = -1"),
-    ("network.hidden", [], "network.hidden = []"),
+    ("device", "tpu", "device = 'tpu': input should be 'cpu', 'cuda' or 'auto'"),
+    ("seed", 2**31, "seed = 2147483648"),
     ("network.hidden", [64, 0], "network.hidden.1 = 0"),
-    ("extract_patches.test", [], "extract_patches.test = []"),
-    ("extract_patches.patch_size", [300, 16], "extract_patches.patch_size = [300, 16]"),
-    ("extract_patches.crop", [0, 0, 8, 8], "extract_patches.patch_size = [16, 16]"),
-    ("extract_patches.image_size", "big", "extract_patches.image_size"),
-    ("extract_patches.validation", ["imgs/standard/camera.png"], "imgs/standard/camera.png"),
-    ("extract_patches.validation", ["imgs//standard/./camera.png"], "imgs/standard/camera.png"),
-    ("extract_patches.validation", ["imgs/standard/motorcycle_left.png"], "imgs/standard/motorcycle_left.png"),
+    ("network.hidden", [1] * 17, "at most 16 items"),
+    ("network.latent_size", 257, "a patch has 256 pixels"),
+    ("extract_patches.test", ["a\tb"], "extract_patches.test.0 = 'a\\tb'"),
+    ("extract_patches.patch_size", [64, 128], "extract_patches.patch_size = [64, 128] has 8192 pixels, not 4096"),
+    ("extract_patches.image_size", "big", "= 'big': input should be a valid integer, or input should be a valid list"),
+    ("extract_patches.validation", ["imgs//standard/./motorcycle_left.png"], "one scene in two splits"),
     ("problems.denoise.operator", "sharpen", "problems.denoise"),
-    ("problems.denoise.sigma", 0, "problems.denoise.sigma = 0"),
-    ("problems.inpaint.missing", 1.0, "problems.inpaint.missing = 1.0"),
     ("problems.super_resolution.factor", 5, "problems.super_resolution.factor = 5"),
-    ("crossover.measurements", [10, 5], "crossover.measurements = [10, 5]"),
-    ("baselines.mixture_patches", 20, "baselines.mixture_patches = 20"),
-    ("baselines.mixture_shrinkages", [1.5], "baselines.mixture_shrinkages.0 = 1.5"),
-    ("evaluate.latent_weight", -0.1, "evaluate.latent_weight = -0.1"),
+    ("problems.cs_50.measurements", 257, "problems.cs_50.measurements = 257: a patch has 256 pixels"),
+    ("problems.m_10", NOISY, "problems.m_10: the pipeline has another use"),
+    ("problems.likelihood", NOISY, "problems.likelihood: the pipeline has another use"),
+    ("problems.été", NOISY, "problems.été"),
+    (f"problems.{'a' * 300}", NOISY, "at most 40 characters"),
     ("problems", {}, "problems"),
+    ("crossover.measurements", [10, 5], "crossover.measurements = [10, 5]: they must grow"),
+    ("crossover.measurements", [256, 257], "up to the 256 pixels"),
+    ("baselines.mixture_patches", 20, "baselines.mixture_patches = 20"),
+    ("report.posterior", "nothing", "report.posterior = 'nothing' is none of problems: denoise, inpaint"),
+    ("report.posterior", "x" * 5000, "report.posterior = "),
     ("sample", None, "sample"),
-    ("sample.count", 5000, "sample.count = 5000"),  # distances between all of them, several times: over 1 GB
 ]
 
 
 @pytest.mark.parametrize(("key", "value", "said"), BAD)
-def test_bad_value_is_refused_in_one_line_that_names_the_key(values, tmp_path, key, value, said):
-    *blocks, name = key.split(".")
-    block = values
-    for step in blocks:
-        block = block[step]
-    block[name] = value
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError) as caught:
-        load_params(file)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_bad_value_is_refused_in_one_line_that_names_the_key(values, key, value, said):
+    assert said in refused(by_key(values, key, value))
 
 
-def test_gains_over_patches_too_large_for_memory_are_refused(values, tmp_path):
-    values["extract_patches"]["patch_size"] = [64, 64]  # S has 16 million numbers, in each of 16 scales
-    values["baselines"] |= {"mixture_components": [], "mixture_patches": 2000}  # which have as many, or nearly
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match=r"train_vae\.noise = 'modulated'"):
-        load_params(file)
-    values["train_vae"]["noise"] = "dct"
-    file.write_text(yaml.safe_dump(values))
-    assert load_params(file).train_vae.noise == "dct"
+ODD = [  # for any leaf
+    *(
+        None,
+        True,
+        0,
+        1,
+        -1,
+        20,
+        10**18,
+        2**70,
+        0.0,
+        0.5,
+        -1e-9,
+        1e-300,
+        1e308,
+        float("nan"),
+        -float("inf"),
+        "",
+        "x",
+        "1",
+    ),
+    *("a\nb", "\x1b[31m", "é/ü", "../../etc/passwd", "\ud800", "a" * 5000, b"\x00\xff", [], [0], [[1]], [1] * 1000, {}),
+    *([None], {"a": 1}, {1: 2}, [16, 16], "cuda", ["imgs/a.png"]),
+]
 
 
-def test_problem_of_a_reserved_name_is_refused(values, tmp_path):
-    values["problems"]["m_10"] = values["problems"]["cs_10"]
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match=r"problems\.m_10"):
-        load_params(file)
+def leaves(values: object, path: tuple = ()) -> list[tuple]:
+    """Where the leaves are, list entries and lists themselves among them."""
+    entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found = []
+    for key, inner in entries:
+        found += [] if isinstance(inner, dict) else [(*path, key)]
+        found += leaves(inner, (*path, key))
+    return found
 
 
-def test_missing_key_is_named(values, tmp_path):
+def same(found: object, written: object) -> bool:
+    """Whether a parameter is what the file says, of its type: no text for a number, no bool for an int."""
+    if isinstance(written, dict):
+        return all(same(found[key], value) for key, value in written.items())
+    if isinstance(written, list):
+        return len(found) == len(written) and all(map(same, found, written))
+    if isinstance(written, bool) or isinstance(found, bool):
+        return found is written
+    return found == written and isinstance(found, type(written) if not isinstance(written, int) else int | float)
+
+
+def test_every_leaf_by_odd_values_is_taken_as_it_is_or_refused_by_name(values):
+    draw, taken = random.Random(5), 0
+    for path in leaves(values):
+        for value in draw.sample(ODD, 6):
+            mutant = deepcopy(values)
+            at(mutant, path[:-1])[path[-1]] = value
+            try:
+                params = check(mutant, "params.yaml")
+            except InputError:
+                assert [key for key in path if isinstance(key, str)][-1] in refused(mutant)
+            else:
+                assert same(params.model_dump(), mutant), (path, value)
+                taken += 1
+    assert taken > 50
+
+
+def test_every_block_has_to_be_there_under_its_name_and_alone(values):
+    for name, block in values.items():
+        rest = {key: inner for key, inner in values.items() if key != name}
+        assert f"{name} is missing" in refused(rest)
+        assert refused(rest | {f"{name}s": block})
+        assert f"sample.{name} is not" in refused(by_key(values, f"sample.{name}", block))
     del values["train_vae"]["beta"]
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match=r"train_vae\.beta is missing"):
-        load_params(file)
+    assert "train_vae.beta is missing" in refused(values)
 
 
-def test_scene_in_two_splits_is_refused(values, tmp_path):
-    values["extract_patches"]["train"].remove("imgs/standard/motorcycle_right.png")
-    values["extract_patches"]["test"].append("imgs/standard/motorcycle_right.png")
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump(values))
-    with pytest.raises(InputError, match="one scene in two splits"):
-        load_params(file)
+def replaced(text: str, old: str, new: str) -> str:
+    changed, found = re.subn(old, lambda _: new, text, count=1)
+    assert found
+    return changed
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2", "- a\n- b", "\x00", "a: !!python/object:os.system {}"])
-def test_what_is_no_parameter_file_is_refused(tmp_path, text):
-    file = tmp_path / "params.yaml"
-    file.write_text(text)
-    with pytest.raises(InputError, match=r"params\.yaml"):
-        load_params(file)
+FINE = {
+    "anchor": lambda text: replaced(replaced(text, r"lr: 0\.\d+", "lr: &rate 0.003"), r"lr: 0\.00[^3]\d*", "lr: *rate"),
+    "byte order mark": lambda text: "\ufeff" + text,
+    "line ends of Windows": lambda text: text.replace("\n", "\r\n"),
+    "explicit start and end": lambda text: f"---\n{text}...\n",
+    "octal-looking, in YAML 1.2": lambda text: text.replace("seed: 0", "seed: 010"),
+    "number as DVC writes it": lambda text: replaced(text, r"lr: 0\.\d+", "lr: 1e-05"),
+}
+
+
+@pytest.mark.parametrize("trick", FINE)
+def test_fine_yaml_is_taken(tmp_path, trick):
+    (tmp_path / "params.yaml").write_text(FINE[trick]((ROOT / "params.yaml").read_text()), newline="")
+    params, lr = load_params(tmp_path / "params.yaml"), {"anchor": 0.003, "number as DVC writes it": 1e-5}
+    assert params.seed == (10 if "octal" in trick else 0)
+    assert params.residual.lr == lr.get(trick, 0.007)
+
+
+WRONG = {  # in the place of seed's 0, or of the whole file
+    "yes": "symmetries = 'yes'",
+    "1:30": "seed = '1:30'",
+    "": "seed = None",
+    "2001-99-99": "not valid YAML",
+    "9" * 5000: "not valid YAML",
+    "0x" + "f" * 5000: "seed = 0xfff",
+    "!!python/object/apply:os.system ['true']": "not valid YAML",
+    "!rate 0": "not valid YAML",
+    "!!binary a": "not valid YAML",
+    "*nowhere": "not valid YAML",
+    "&self [*self]": "seed = [",
+    "0\nseed: 1": "duplicate key",
+    "0\n? [1]\n: 2": "(1,) is not a parameter",
+    "0\n1: 2": "1 is not a parameter",
+    "0\n\ta: 1": "not valid YAML",
+    "\x07": "not valid YAML",
+    "[" * 700: "not valid YAML",
+}
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_wrong_yaml_is_refused(tmp_path, value):
+    old, new = ("symmetries: true", "symmetries: yes") if value == "yes" else ("seed: 0", f"seed: {value}")
+    (tmp_path / "params.yaml").write_text(replaced((ROOT / "params.yaml").read_text(), old, new))
+    with pytest.raises(InputError, match=r"params\.yaml: ") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert WRONG[value] in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b" \n\n", b"# nothing\n", b"hello", b"- a\n", b"1", b"\x00", b"[1, 2", b"\xff\xfea\x00", b"a: \xc3"]
+)
+def test_what_is_no_parameter_file_is_refused(tmp_path, data):
+    (tmp_path / "params.yaml").write_bytes(data)
+    with pytest.raises(InputError, match=r"params\.yaml: "):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+    with pytest.raises(OSError, match=r"nowhere\.yaml"):
         load_params(tmp_path / "nowhere.yaml")
+
+
+def test_dumped_as_dvc_and_yaml_do_it_is_the_same(values, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    assert load_params(tmp_path / "params.yaml") == load_params(ROOT / "params.yaml")

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import small_pipeline
 import yaml
 from conftest import ROOT, ran, tiny
 from PIL import Image
@@ -41,35 +42,27 @@ def test_own_photographs_to_results(tmp_path, values, monkeypatch):
 
 
 @pytest.mark.dvc
-def test_what_one_side_pushed_the_other_need_not_run(workspace):
-    """docs/sharing.md with a folder for a remote, on the stages that take seconds."""
-    folder, run = workspace
-    stages = ["extract_patches", "chapter"]  # collect_images before them
-    assert ran(run("dvc", "repro", *stages)) == {"collect_images", *stages}
-    run("dvc", "remote", "add", "--default", "storage", str(folder / ".git/remote"))
-    run("git", "add", "-A")
-    run("git", "commit", "-qm", "Run")
-    run("dvc", "push")
-
-    run("git", "clone", "-q", ".", ".git/clone")
-    there = ["--cd", ".git/clone"]
-    clone = folder / ".git/clone"
-    assert not (clone / "data/patches").exists()
-    run("dvc", *there, "pull", "extract_patches")
-    assert (clone / "data/patches/train.npy").read_bytes() == (folder / "data/patches/train.npy").read_bytes()
-    # Its photographs are not there, on which all rests.
-    assert ran(run("dvc", *there, "repro", "--dry", *stages)) == {"collect_images", *stages}
-    run("dvc", *there, "pull", "collect_images")
-    assert ran(run("dvc", *there, "repro", *stages)) == set()
-    assert run("git", "-C", ".git/clone", "status", "--porcelain") == ""
+def test_what_one_side_pushed_the_other_need_not_run(tmp_path):
+    """docs/sharing.md on a small pipeline, with a folder for a remote."""
+    folder, clone = tmp_path / "here", tmp_path / "there"
+    run, there = small_pipeline.begin(folder), small_pipeline.runner(clone)
+    run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
+    run("git", "commit", "-qam", "Name a remote")
+    run("dvc", "push", "-q")
+    run("git", "clone", "-q", ".", str(clone))
+    assert not (clone / "data").exists()
+    there("dvc", "pull", "-q", "left")
+    assert (clone / "data/left.txt").read_bytes() == (folder / "data/left.txt").read_bytes()
+    assert not (clone / "data/right.txt").exists()
+    there("dvc", "pull", "-q")
+    assert ran(there("dvc", "repro")) == set()
+    assert there("git", "status", "--porcelain") == ""
 
     # What would be noticed: a changed parameter, and a file that the remote lost.
-    values = yaml.safe_load((clone / "params.yaml").read_text())
-    values["extract_patches"]["stride"] += 1
-    (clone / "params.yaml").write_text(yaml.safe_dump(values))
-    assert ran(run("dvc", *there, "repro", "--dry", *stages)) == {"extract_patches"}
-    run("git", "-C", ".git/clone", "checkout", "-q", "params.yaml")
-    shutil.rmtree(clone / "data/patches")
-    shutil.rmtree(clone / ".dvc/cache")
-    shutil.rmtree(folder / ".git/remote")
-    run("dvc", *there, "pull", code=1)
+    parameters = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(parameters.replace("value: 1", "value: 2"))
+    assert ran(there("dvc", "repro", "--dry")) == {"right"}
+    (clone / "params.yaml").write_text(parameters)
+    for lost in (clone / "data", clone / ".dvc/cache", tmp_path / "remote"):
+        shutil.rmtree(lost)
+    there("dvc", "pull", code=1)

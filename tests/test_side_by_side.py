@@ -1,4 +1,4 @@
-"""Stages solve their problems in processes of their own: the same bytes from one or two, one line, and none left."""
+"""Tasks in processes of their own: the same bytes from one or two, one line, and no process left."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ import yaml
 from conftest import ROOT, tiny
 from threadpoolctl import threadpool_info
 
-from genprior.networks import Prior, save_network
+from genprior.networks import PriorNetwork, save_network
 from pipeline.files import write_array
 from pipeline.params import load_params
 from pipeline.patches import to_unit
-from stages import evaluate
+from stages import evaluate, train_discriminative
 
 pytestmark = pytest.mark.process
 # What a shell runs in the background ignores Ctrl-C, and hands that on to its tests and to what they start.
@@ -26,137 +26,144 @@ HEARD = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, '-m', *sys.argv[1:]])"
 )
+SCRIPT = """\
+import os, sys, time
+from pathlib import Path
+from genprior.files import InputError
+from pipeline.processes import side_by_side
+from pipeline.run import run, steps
+
+Path(f"begun.{os.getpid()}").touch()
+time.sleep(float(sys.argv[2]))
+
+def work(task):
+    Path(f"at_work.{os.getpid()}").touch()
+    if task == "wrong":
+        raise InputError("imgs/a.png: wrong")
+    if task == "defect":
+        raise ZeroDivisionError
+    for _ in steps(60, "inner"):
+        time.sleep(0.5 if task == "long" else 0)
+    return task.upper()
+
+if __name__ == "__main__":
+    run(lambda: print(side_by_side(work, sys.argv[1].split(","), 2, "outer")))
+"""
 
 
 @pytest.fixture
-def stage(tmp_path, values, patches):
-    """A folder, and `start(threads, command, **changed)`, which runs a stage in it with these settings of `evaluate`.
-
-    By default that evaluates an untrained autoencoder.
-    """
-    (tmp_path / "data/models").mkdir(parents=True)
-    torch.manual_seed(0)
-    prior = Prior((8, 8), 3, [8], "silu", "dct", "plain")
-    prior.coefficients.fit(to_unit(patches))
-    save_network(prior.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
-    for split in ("train", "test"):
-        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
-    tiny(values)["extract_patches"]["patch_size"] = [8, 8]
-    values["problems"] = {name: values["problems"][name] for name in ("denoise", "inpaint", "cs_50")}
-
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+def start(tmp_path):
+    """`start(tasks, importing)` runs a script that does them in two processes, each so many seconds at its imports."""
+    (tmp_path / "script.py").write_text(SCRIPT)
     started = []
 
-    def start(threads, command="stages.evaluate ae", **changed):
-        values["threads"] = threads
-        values["evaluate"] |= changed
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-        with (tmp_path / "stderr").open("w") as stderr:
+    def begin(tasks: str, importing: float = 0) -> subprocess.Popen:
+        command = [sys.executable, "-c", HEARD, "script", tasks, str(importing)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with (tmp_path / "stdout").open("w") as out, (tmp_path / "stderr").open("w") as err:
             started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", HEARD, *command.split()],
-                    cwd=tmp_path,
-                    env=os.environ | {"PYTHONPATH": str(ROOT)},
-                    stderr=stderr,
-                    start_new_session=True,
-                )
+                subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stdout=out, stderr=err)
             )
         return started[-1]
 
-    yield tmp_path, start
+    yield begin
     for running in started:
         with suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
 
 
-def children_of(running, user_seconds):
-    """The processes that a stage's pool has begun, once both have used so much of the processor's time."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
+def children_of(running: subprocess.Popen, folder, begun: str) -> list[psutil.Process]:
+    """The processes of a script's pool, once two of them have begun so much."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         assert running.poll() is None
-        with suppress(psutil.Error):
-            children = psutil.Process(running.pid).children()
-            children = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-            if len(children) == 2 and all(child.cpu_times().user > user_seconds for child in children):
-                return children
-        time.sleep(0.05)
+        found = [int(file.suffix[1:]) for file in folder.glob(f"{begun}.*")]
+        if len(found := [pid for pid in found if pid != running.pid]) == 2:
+            return [psutil.Process(pid) for pid in found]
+        time.sleep(0.02)
     raise AssertionError("no two processes")
 
 
-def written(folder):
-    """Every file that the stage wrote."""
-    files = [*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")]
-    return {file.name: file.read_bytes() for file in files}
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one process")
+class TestTwoProcesses:
+    def test_results_and_a_quiet_log(self, start, tmp_path):
+        assert start("a,b,c").wait(60) == 0
+        assert sorted(eval((tmp_path / "stdout").read_text()).items()) == [("a", "A"), ("b", "B"), ("c", "C")]
+        assert (tmp_path / "stderr").read_text() == ""
+
+    @pytest.mark.parametrize(("task", "last"), [("wrong", "error: imgs/a.png: wrong"), ("defect", "ZeroDivisionError")])
+    def test_an_error_of_one_ends_all_at_once(self, start, tmp_path, task, last):
+        begin = time.monotonic()
+        assert start(f"long,{task},long,long").wait(60) == 1
+        assert time.monotonic() - begin < 25  # each of the long ones takes thirty
+        assert not [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(tmp_path)]
+        lines = (tmp_path / "stderr").read_text().splitlines()
+        assert lines[-1] == last
+        assert len(lines) == 1 or task == "defect"
+
+    @pytest.mark.parametrize(
+        ("number", "begun"),
+        [(signal.SIGINT, "begun"), (signal.SIGINT, "at_work"), (signal.SIGTERM, "at_work"), (signal.SIGKILL, "begun")],
+    )
+    def test_no_process_outlives_its_stage(self, start, tmp_path, number, begun):
+        running = start("long,long,long", importing=1 if begun == "begun" else 0)
+        children = children_of(running, tmp_path, begun)
+        if number == signal.SIGINT:  # Ctrl-C goes to all that a terminal started
+            os.killpg(running.pid, number)
+        else:
+            running.send_signal(number)
+        assert running.wait(20) == (130 if number == signal.SIGINT else -number)
+        assert not psutil.wait_procs(children, timeout=10)[1]
+        # Python's own tracker of semaphores tells of what a killed process left it to clean up.
+        lines = (tmp_path / "stderr").read_text().splitlines()
+        assert lines == [] or (number != signal.SIGINT and "resource_tracker" in lines[0] and len(lines) == 2)
+
+    def test_a_killed_process_ends_the_stage_with_one_line(self, start, tmp_path):
+        running = start("long,long,long")
+        children = children_of(running, tmp_path, "at_work")
+        children[0].kill()
+        assert running.wait(20) == 1
+        (line,) = (tmp_path / "stderr").read_text().splitlines()
+        assert line.startswith("error: one of 2 processes was killed")
+        assert not psutil.wait_procs(children, timeout=10)[1]
 
 
-def test_a_process_has_one_thread(stage, monkeypatch):
-    folder, _ = stage
-    monkeypatch.chdir(folder)
-    params = load_params("params.yaml")
-    assert params.threads == 2
-    evaluate.work("ae", params, "representation")
+@pytest.fixture
+def folder(tmp_path, values, patches, monkeypatch):
+    """Where stages find an untrained autoencoder, patches and tiny parameters; the tests work there."""
+    torch.manual_seed(0)
+    network = PriorNetwork((8, 8), 3, [8], "silu", "dct", "plain")
+    network.coefficients.fit(to_unit(patches))
+    save_network(network.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
+    for split in ("train", "test"):
+        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
+    tiny(values)["extract_patches"]["patch_size"] = [8, 8]
+    values["problems"] = {name: values["problems"][name] for name in ("denoise", "cs_50")}
+    values["crossover"]["measurements"] = [3, 6]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "ae"])
+    return tmp_path
+
+
+def test_a_process_has_one_thread(folder):
+    evaluate.work("ae", load_params("params.yaml"), "representation")
     assert torch.get_num_threads() == 1
     assert {pool["num_threads"] for pool in threadpool_info()} == {1}
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core has one process")
-@pytest.mark.parametrize(("command", "files"), [("stages.evaluate ae", 5), ("stages.train_discriminative", 2)])
-def test_two_processes_write_what_one_writes(stage, command, files):
-    folder, start = stage
+@pytest.mark.parametrize("stage", [evaluate, train_discriminative])
+def test_two_processes_write_what_one_writes(folder, values, stage):
     found = []
     for threads in (1, 2):
-        assert start(threads, command).wait(120) == 0, (folder / "stderr").read_text()
+        (folder / "params.yaml").write_text(yaml.safe_dump(values | {"threads": threads}))
+        stage.main()
         assert not list(folder.glob(".checkpoints/*"))
-        found.append(written(folder))
-        for file in (*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")):
+        files = [*folder.glob("metrics/*"), *folder.glob("data/reconstructions/*")]
+        found.append({file.name: file.read_bytes() for file in files})
+        for file in files:
             file.unlink()
-    assert len(found[0]) == files
+    assert len(found[0]) >= 2
     assert found[0] == found[1]
-
-
-AT_WORK = 6  # seconds of the processor; imports take three
-LONG = {"patches": 300, "mean_samples": 1500, "posterior_patches": 300, "posterior_samples": 1500}  # minutes
-
-
-@pytest.mark.parametrize(
-    ("number", "user_seconds"),
-    [(signal.SIGINT, 0.5), (signal.SIGINT, AT_WORK), (signal.SIGTERM, AT_WORK), (signal.SIGKILL, AT_WORK)],
-)
-def test_no_process_outlives_its_stage(stage, number, user_seconds):
-    """Once all are at work, and Ctrl-C also while they still import."""
-    folder, start = stage
-    running = start(2, **LONG)
-    children = children_of(running, user_seconds)
-    if number == signal.SIGINT:  # Ctrl-C goes to all that a terminal started
-        os.killpg(running.pid, number)
-    else:
-        running.send_signal(number)
-    assert running.wait(20) == (130 if number == signal.SIGINT else -number)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-    # Python's own tracker of semaphores tells of what a killed process left it to clean up.
-    lines = (folder / "stderr").read_text().splitlines()
-    assert lines == [] or (number != signal.SIGINT and "resource_tracker" in lines[0] and len(lines) == 2)
-    assert written(folder) == {}
-
-
-def test_a_killed_process_ends_the_stage_with_one_line(stage):
-    folder, start = stage
-    running = start(2, **LONG)
-    children = children_of(running, AT_WORK)
-    children[0].kill()
-    assert running.wait(20) == 1
-    (line,) = (folder / "stderr").read_text().splitlines()
-    assert line.startswith("error: one of 2 processes was killed")
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-    assert written(folder) == {}
-
-
-def test_a_wrong_file_is_named_once_for_all_processes(stage):
-    folder, start = stage
-    (folder / "data/models/ae.safetensors").write_bytes(b"no model")
-    assert start(2).wait(60) == 1
-    (line,) = (folder / "stderr").read_text().splitlines()
-    assert line.startswith("error: data/models/ae.safetensors: ")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from genprior.images import dct_basis
 from genprior.layers import Coefficients, mlp, tamed
 from genprior.operators import as_matrix
+from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.classical import GaussianPrior, fit_gaussian_prior
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, TrainDiscriminative, load_params
@@ -25,7 +26,7 @@ from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
 from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
-from pipeline.training import Checkpoint, cosine_adam, resumable
+from pipeline.training import cosine_adam, descend
 
 CHECKPOINTS = Path(".checkpoints/train_discriminative")  # with a folder for each problem
 
@@ -85,11 +86,7 @@ def train(
     for _ in (bar := resumable(settings.steps, what, checkpoint, state, [])):
         x, y = measured(settings.batch_size)
         loss = (network(y) - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, network, optimizer, schedule)
         bar.set_postfix(mse=f"{loss.item():.5f}")
     return network.eval().requires_grad_(False)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from genprior.images import save_grid
-from genprior.networks import Prior, save_network
+from genprior.networks import PriorNetwork, save_network
+from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.pictures import curve_figure
 from pipeline.run import run
-from pipeline.training import Checkpoint, resumable
 from stages.collect_images import collect
 
 
@@ -33,8 +33,8 @@ WRITERS = {
     "figure.png": lambda file, params: curve_figure(
         file, {f"{i}": (pd.DataFrame({"step": range(99), "y": range(99)}), ["y"]) for i in range(20)}
     ),
-    "a.safetensors": lambda file, params: save_network(Prior((16, 16), 20, [64], "silu", "dct"), file),
-    "checkpoints/1.safetensors": train,
+    "a.safetensors": lambda file, params: save_network(PriorNetwork((16, 16), 20, [64], "silu", "dct"), file),
+    "checkpoints/1.state": train,
     ".part-standard/camera.png": lambda file, params: collect(["camera"], file.parent.with_name("standard")),
 }
 

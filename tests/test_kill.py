@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 STAGE = f"{HEARD}; import runpy; runpy.run_module('stages.train_ae', run_name='__main__')"
 # With a checkpoint after every step.
-EAGER = f"from genprior import training; training.Checkpoint.due = lambda self: True; {STAGE}"
+EAGER = f"from pipeline.checkpoints import Checkpoint; Checkpoint.due = lambda self: True; {STAGE}"
 OUTPUTS = ("data/models/ae.safetensors", "data/curves/ae.csv", "data/curves/ae_residual.csv", "metrics/train_ae.json")
 
 
@@ -64,7 +64,7 @@ def test_killed_stage_goes_on_to_the_same_bytes(stage):
     assert not (folder / ".checkpoints/train_ae").exists()
     for name in OUTPUTS:
         (folder / name).unlink()
-    for checkpoint in ("1.safetensors", "2.safetensors"):  # in the first training, and in the second
+    for checkpoint in ("1.state", "2.state"):  # in the first training, and in the second
         running = start(EAGER)
         wait_for((folder / ".checkpoints/train_ae" / checkpoint).exists)
         running.kill()
@@ -79,7 +79,7 @@ def test_killed_stage_goes_on_to_the_same_bytes(stage):
 def test_stopped_stage_says_so_by_its_code(stage, number, code):
     folder, start = stage
     running = start(EAGER)
-    wait_for((folder / ".checkpoints/train_ae/1.safetensors").exists)
+    wait_for((folder / ".checkpoints/train_ae/1.state").exists)
     running.send_signal(number)
     assert running.wait() == code
     assert (folder / "stderr").read_text() == ""
@@ -95,7 +95,7 @@ def test_stage_dies_with_the_dvc_that_started_it_and_no_other_parent(stage, unde
     running = start(parent, **({"DVC_STAGE": "train_ae"} if under_dvc else {}))
     wait_for(lambda: psutil.Process(running.pid).children())
     if at_work:
-        wait_for((folder / ".checkpoints/train_ae/1.safetensors").exists)
+        wait_for((folder / ".checkpoints/train_ae/1.state").exists)
     child = psutil.Process(running.pid).children()[0]
     running.kill()
     running.wait()
@@ -143,9 +143,9 @@ def test_50_kills(workspace):
     DVC itself left cut is removed, as docs/reproducibility.md has it. KILLS in the environment sets another number.
     """
     folder, run = workspace
-    training = folder / "genprior/training.py"
-    assert training.read_text().count("every: float = 15.0") == 1  # the tiny trainings are over sooner
-    training.write_text(training.read_text().replace("every: float = 15.0", "every: float = 0.0"))
+    code = folder / "pipeline/checkpoints.py"
+    assert code.read_text().count("every: float = 15.0") == 1  # the tiny trainings are over sooner
+    code.write_text(code.read_text().replace("every: float = 15.0", "every: float = 0.0"))
     parameters = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters | {"threads": 1}))
     run("git", "commit", "-qam", "Write a checkpoint after every step")

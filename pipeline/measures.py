@@ -30,6 +30,7 @@ def sample_measures(real: Tensor, samples: Tensor, settings: Sample, seed: int) 
     return {
         **found,
         "coverage_error": (share * (1 - share) / len(real)) ** 0.5,  # binomial
+        "spread": spread(real, samples),
         "squared_mmd": squared_mmd(real, samples),
         "mmd_p_value": mmd_p_value(real[:1000], samples[:1000], 199, draw),
         "sliced_wasserstein": sliced_wasserstein(real, samples, 500, draw),
@@ -59,14 +60,15 @@ def prdc(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
     }
 
 
-def collapse(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
-    """What falls towards 0 where a GAN's modes collapse: coverage, recall, and the samples' spread over that of `real`.
+def spread(real: Tensor, fake: Tensor) -> float:
+    """Standard deviation of `fake` over that of `real`, patches (N, ...): roots of the variances summed over pixels."""
+    return (fake.flatten(1).var(0).sum() / real.flatten(1).var(0).sum()).sqrt().item()
 
-    real, fake: patches (N, ...); spread: root of the variance, summed over pixels.
-    """
+
+def collapse(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
+    """What falls towards 0 where a GAN's modes collapse, of patches (N, ...): coverage, recall and spread."""
     found = prdc(real, fake, min(neighbours, len(real) - 1))
-    spread = fake.flatten(1).var(0).sum() / real.flatten(1).var(0).sum()
-    return {"coverage": found["coverage"], "recall": found["recall"], "spread": spread.sqrt().item()}
+    return {"coverage": found["coverage"], "recall": found["recall"], "spread": spread(real, fake)}
 
 
 def squared_mmd(real: Tensor, fake: Tensor) -> float:

@@ -113,5 +113,5 @@ def test_two_sets_of_real_patches_are_disjoint_and_measured_whole(patches):
         measures.two_real_sets(distinct[:10], Sample(count=60, neighbours=5), 0)
     x = patches[:40].float() / 255
     found = measures.sample_measures(x, x, Sample(count=40, neighbours=5), 0)
-    assert found["coverage"] == found["recall"] == found["mmd_p_value"] == 1
+    assert found["coverage"] == found["recall"] == found["spread"] == found["mmd_p_value"] == 1
     assert found["sliced_wasserstein"] == found["detail_db"] == found["coverage_error"] == 0

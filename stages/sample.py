@@ -25,9 +25,8 @@ def views_of(networks: dict[str, PriorNetwork]) -> dict[tuple[str, str], View]:
     raw = copy.deepcopy(networks["ae"])
     raw.code_mean.zero_()
     raw.code_factor.copy_(torch.eye(raw.latent_size))
-    priors = {name: Prior(network) for name, network in networks.items()}
-    views = {(name, c): v for name, p in priors.items() for c, v in (("range", p.range), ("relaxed", p))}
-    return {**views, ("ae_raw", "range"): Prior(raw).range}
+    ranges = {(name, "range"): Prior(network).range for name, network in {**networks, "ae_raw": raw}.items()}
+    return ranges | {(name, "relaxed"): Prior(network) for name, network in networks.items()}
 
 
 def code_use(network: PriorNetwork, x: Tensor) -> dict[str, float]:

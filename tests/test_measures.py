@@ -36,12 +36,6 @@ def test_squared_mmd_by_its_definition():
     assert squared_mmd(torch.from_numpy(real), torch.from_numpy(fake)) == pytest.approx(expected)
 
 
-def test_squared_mmd_of_one_distribution_is_zero_on_average():
-    draw = torch.Generator().manual_seed(0)
-    values = [squared_mmd(*torch.randn(2, 100, 4, generator=draw)) for _ in range(30)]
-    assert abs(np.mean(values)) < 4 * np.std(values) / 30**0.5
-
-
 def test_permutation_p_value_is_uniform_without_a_difference_and_small_with_one():
     draw = torch.Generator().manual_seed(0)
     found = [mmd_p_value(*torch.randn(2, 40, 3, generator=draw), 99, draw) for _ in range(150)]

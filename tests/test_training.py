@@ -13,7 +13,7 @@ from genprior.files import InputError
 from genprior.gaussian import gaussian_log_likelihood
 from genprior.images import dct_basis, psnr_db
 from genprior.layers import Encoder
-from genprior.networks import PriorNetwork, load_network, save_network
+from genprior.networks import PriorNetwork
 from pipeline.classical import fit_gaussian_prior
 from pipeline.files import write_array
 from pipeline.losses import elbo_terms
@@ -267,19 +267,14 @@ def test_the_weight_of_the_kl_rises_from_a_quarter_to_1_while_warm_up_lasts():
     assert kl_weight(0, residual_settings()) == 1.0
 
 
-def test_residual_model_takes_scales(patches, tmp_path):
-    """They begin at 1, are trained, and are in the file."""
+def test_residual_model_takes_scales_that_begin_at_1(patches):
     prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
     prior.coefficients.fit(to_unit(patches))
     z, before = torch.randn(5, 4), prior.moments(torch.zeros(1, 4))
     prior.add_scales()
-    for found, expected in zip(prior.moments(torch.zeros(1, 4)), (*before, torch.ones(1, 16)), strict=True):
-        assert torch.equal(found, expected)
+    torch.testing.assert_close(prior.moments(torch.zeros(1, 4)), (*before, torch.ones(1, 16)), rtol=0, atol=0)
     fit_residual(prior, prior.encoder, patches, residual_settings(steps=20, noise="modulated", code_weight=None), 0)
-    scales = prior.moments(z)[2]
-    assert (scales - 1).abs().max() > 1e-3
-    save_network(prior, tmp_path / "prior.safetensors")
-    assert torch.equal(load_network(tmp_path / "prior.safetensors").moments(z)[2], scales)
+    assert (prior.moments(z)[2] - 1).abs().max() > 1e-3
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):

@@ -1,11 +1,41 @@
-"""How good: PSNR of reconstructions, two-sample measures of generated patches."""
+"""How close samples come to real patches: two-sample measures, sharpness, memorisation."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from genprior.files import InputError
 from genprior.images import dct_basis
+from pipeline.params import Sample
+from pipeline.patches import to_unit
+
+
+def two_real_sets(patches: Tensor, settings: Sample, seed: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint random sets of real patches in [0, 1]: `count` each, or half of all where there are fewer."""
+    count = min(settings.count, len(patches) // 2)
+    if count <= settings.neighbours:
+        raise InputError(
+            f"data/patches/train.npy: {len(patches)} patches are too few for sample.neighbours = {settings.neighbours}"
+        )
+    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[: 2 * count].to(patches.device)
+    return tuple(to_unit(patches[order]).split(count))
+
+
+def sample_measures(real: Tensor, samples: Tensor, settings: Sample, seed: int) -> dict[str, float]:
+    """Every measure of samples against as many real patches, both (N, 1, h, w)."""
+    samples, draw = samples[: len(real)], torch.Generator().manual_seed(seed)
+    found = prdc(real, samples, settings.neighbours)
+    share = found["coverage"]
+    return {
+        **found,
+        "coverage_error": (share * (1 - share) / len(real)) ** 0.5,  # binomial
+        "spread": spread(real, samples),
+        "squared_mmd": squared_mmd(real, samples),
+        "mmd_p_value": mmd_p_value(real[:1000], samples[:1000], 199, draw),
+        "sliced_wasserstein": sliced_wasserstein(real, samples, 500, draw),
+        "detail_db": detail_db(real, samples),
+    }
 
 
 def prdc(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
@@ -28,6 +58,17 @@ def prdc(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
         "density": in_real.double().sum(0).mean().item() / neighbours,
         "coverage": (distance.min(1).values < real_radius).double().mean().item(),
     }
+
+
+def spread(real: Tensor, fake: Tensor) -> float:
+    """Standard deviation of `fake` over that of `real`, patches (N, ...): roots of the variances summed over pixels."""
+    return (fake.flatten(1).var(0).sum() / real.flatten(1).var(0).sum()).sqrt().item()
+
+
+def collapse(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
+    """What falls towards 0 where a GAN's modes collapse, of patches (N, ...): coverage, recall and spread."""
+    found = prdc(real, fake, min(neighbours, len(real) - 1))
+    return {"coverage": found["coverage"], "recall": found["recall"], "spread": spread(real, fake)}
 
 
 def squared_mmd(real: Tensor, fake: Tensor) -> float:

@@ -62,7 +62,6 @@ d_loss | discriminator's loss | nats | | 3 | 0.02 | last step; hinge and Wassers
 g_loss | generator's loss | nats | | 3 | 0.02 | last step
 penalty | gradient penalty | 1 | | 3 | 0.02 | of the discriminator, before its weight
 curvature | curvature penalty | 1 | | 4 | 0.001 | of the generator, before its weight
-spread | spread | ratio | → 1 | 3 | 0.02 | the samples' standard deviation over the patches'; below 1 is mode collapse
 
 # Samples: `sample.json`
 coverage | coverage | share | higher | 3 | 0.01 | real patches with a sample in their neighbourhood
@@ -70,6 +69,7 @@ coverage_error | its standard error | share | | 3 | 0.001 | of the coverage
 density | density | 1 | → 1 | 3 | 0.03 | real neighbourhoods that hold a sample, over their usual number; above: crowded
 precision | precision | share | → floor | 3 | 0.01 | samples in a real patch's neighbourhood; above the floor: crowded
 recall | recall | share | higher | 3 | 0.02 | real patches in a sample's neighbourhood
+spread | spread | ratio | → 1 | 3 | 0.02 | the samples' standard deviation over the patches'; below 1 is mode collapse
 squared_mmd | squared MMD | 1 | lower | 4 | 0.0005 | unbiased: 0 on average for one distribution, below 0 by chance
 mmd_p_value | MMD p-value | share | higher | 3 | 0.05 | how often a random split differs as much; small: the two differ
 sliced_wasserstein | sliced Wasserstein | grey | lower | 4 | 0.002 | root mean square over random projections

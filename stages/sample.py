@@ -2,110 +2,65 @@
 
 import copy
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from genprior.files import InputError
 from genprior.images import save_grid
 from genprior.networks import PriorNetwork, load_network
-from pipeline.files import write_array, write_metrics
+from genprior.views import Prior, View
+from pipeline.files import read_array, write_array, write_csv, write_metrics
 from pipeline.losses import kl_standard_normal
-from pipeline.measures import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
-from pipeline.params import Sample, load_params
+from pipeline.measures import collapse, nearest_distance, sample_measures, two_real_sets
+from pipeline.params import load_params
 from pipeline.patches import draw_patches, load_splits, to_unit
 from pipeline.run import run, set_up
 
 PRIORS = ("ae", "vae", "gan")
 
 
-def draws(priors: dict[str, PriorNetwork], count: int, seed: int) -> dict[tuple[str, str], Tensor]:
-    """Samples (count, 1, h, w) by (method, constraint): `range` is G(z), `relaxed` is G(T(z)) and v(z)'s noise.
-
-    `ae_raw` decodes N(0, I) without the density fitted to the autoencoder's codes: what an autoencoder lacks.
-    """
-
-    def draw(prior: PriorNetwork, residual: bool) -> Tensor:
-        return prior.sample(count, torch.Generator().manual_seed(seed), residual)
-
-    found = {}
-    for name, prior in priors.items():
-        found[name, "range"] = draw(prior, residual=False)
-        if prior.has_residual:
-            found[name, "relaxed"] = draw(prior, residual=True)
-    raw = copy.deepcopy(priors["ae"])
+def views_of(networks: dict[str, PriorNetwork]) -> dict[tuple[str, str], View]:
+    """What is sampled: `range` G(z), `relaxed` G(T(z)) and Σ(z), `ae_raw` G without the density fitted to its codes."""
+    raw = copy.deepcopy(networks["ae"])
     raw.code_mean.zero_()
     raw.code_factor.copy_(torch.eye(raw.latent_size))
-    found["ae_raw", "range"] = draw(raw, residual=False)
-    return found
+    ranges = {(name, "range"): Prior(network).range for name, network in {**networks, "ae_raw": raw}.items()}
+    return ranges | {(name, "relaxed"): Prior(network) for name, network in networks.items()}
 
 
-def two_real_sets(patches: Tensor, settings: Sample, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint random sets of real patches in [0, 1]: `count` each, or half of all where there are fewer."""
-    count = min(settings.count, len(patches) // 2)
-    if count <= settings.neighbours:
-        raise InputError(
-            f"data/patches/train.npy: {len(patches)} patches are too few for sample.neighbours = {settings.neighbours}"
-        )
-    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(seed))[: 2 * count].to(patches.device)
-    return tuple(to_unit(patches[order]).split(count))
-
-
-def measure(real: Tensor, samples: Tensor, settings: Sample, seed: int) -> dict[str, float]:
-    """Every measure of samples against as many real patches, both (N, 1, h, w)."""
-    samples = samples[: len(real)]
-    found = prdc(real, samples, settings.neighbours)
-    draw = torch.Generator().manual_seed(seed)
-    share = found["coverage"]
-    return {
-        **found,
-        "coverage_error": (share * (1 - share) / len(real)) ** 0.5,  # binomial
-        "squared_mmd": squared_mmd(real, samples),
-        "mmd_p_value": mmd_p_value(real[:1000], samples[:1000], 199, draw),
-        "sliced_wasserstein": sliced_wasserstein(real, samples, 500, draw),
-        "detail_db": detail_db(real, samples),
-    }
-
-
-def code_use(prior: PriorNetwork, x: Tensor) -> dict[str, float]:
+def code_use(network: PriorNetwork, x: Tensor) -> dict[str, float]:
     """What a variational encoder tells of patches (N, 1, h, w): its active codes of k, and their mean KL in nats.
 
-    A code is active where its mean's variance over the patches exceeds 0.01 (Burda et al. 2016, section 5.2); where
-    none is, the posterior has collapsed onto the prior.
+    A code is active where its mean's variance over the patches exceeds 0.01. Burda et al. 2016, section 5.2.
     """
-    mean, log_variance = prior.encoder(x)
-    return {
-        "active_codes": int((mean.var(0) > 0.01).sum()),
-        "kl_nats": kl_standard_normal(mean, log_variance).mean().item(),
-    }
+    mean, log_variance = network.encoder(x)
+    kl = kl_standard_normal(mean, log_variance).mean().item()
+    return {"active_codes": int((mean.var(0) > 0.01).sum()), "kl_nats": kl}
 
 
-def images(prior: PriorNetwork, z: Tensor, residual: bool, seed: int) -> Tensor:
-    """G(z), or where `residual` G(T(z)) + v(z)^½ ⊙ ξ, one standard normal ξ for all codes: (N, 1, h, w).
-
-    What a decoder leaves to v(z) shows in the second alone.
-    """
-    if not residual:
-        return prior.decode(z)
-    mean, variance, *scales = prior.moments(z)
+def images(view: View, z: Tensor, seed: int) -> Tensor:
+    """Images at codes z (N, k), with one draw of Σ(z)'s standard normal for all: (N, 1, h, w)."""
+    if view.covariance == "none":
+        return view.decode(z.to(view.device))
+    mean, variance, *scales = view.moments(z.to(view.device))
     draw = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(seed))
-    return prior.synthesise(mean, variance.sqrt() * draw.to(mean.device), *scales)
+    return view.network.synthesise(mean, variance.sqrt() * draw.to(mean.device), *scales)
 
 
-def between(prior: PriorNetwork, pairs: int, columns: int, residual: bool, seed: int) -> Tensor:
-    """Images along great circles between random codes, where the prior's codes are: (pairs · columns, 1, h, w)."""
-    ends = torch.randn(2, pairs, prior.latent_size, generator=torch.Generator().manual_seed(seed))
+def between(view: View, pairs: int, columns: int, seed: int) -> Tensor:
+    """Images along great circles between random codes, where a prior's codes are: (pairs · columns, 1, h, w)."""
+    ends = torch.randn(2, pairs, view.latent_size, generator=torch.Generator().manual_seed(seed))
     angle = torch.linspace(0, torch.pi / 2, columns)[:, None, None]
-    z = angle.cos() * ends[0] + angle.sin() * ends[1]
-    return images(prior, z.transpose(0, 1).flatten(0, 1).to(prior.code_mean), residual, seed)
+    return images(view, (angle.cos() * ends[0] + angle.sin() * ends[1]).transpose(0, 1).flatten(0, 1), seed)
 
 
-def along(prior: PriorNetwork, rows: int, columns: int, residual: bool, seed: int) -> Tensor:
+def along(view: View, rows: int, columns: int, seed: int) -> Tensor:
     """Images along the `rows` codes that move them most, from -2.5 to 2.5 around z = 0: (rows · columns, 1, h, w)."""
-    k = prior.latent_size
+    k = view.latent_size
     steps = torch.linspace(-2.5, 2.5, columns)[None, :, None] * torch.eye(k)[:, None]  # (k, columns, k)
-    x = images(prior, steps.flatten(0, 1).to(prior.code_mean), residual, seed).unflatten(0, (k, columns))
-    strongest = x.var(1).flatten(1).sum(1).argsort(descending=True)[:rows]
-    return x[strongest].flatten(0, 1)
+    x = images(view, steps.flatten(0, 1), seed).unflatten(0, (k, columns))
+    return x[x.var(1).flatten(1).sum(1).argsort(descending=True)[:rows]].flatten(0, 1)
 
 
 def with_neighbours(samples: Tensor, patches: Tensor, count: int) -> Tensor:
@@ -114,42 +69,51 @@ def with_neighbours(samples: Tensor, patches: Tensor, count: int) -> Tensor:
     return torch.cat([samples[:, None], patches[nearest]], 1).flatten(0, 1)
 
 
+def collapse_curve(path: str, train: Tensor, neighbours: int, seed: int) -> pd.DataFrame:
+    """What a training's snapshots show of mode collapse, against the patches that it set apart: a row for each."""
+    snapshots = read_array(path)
+    if snapshots.dtype.names != ("step", "samples") or snapshots["samples"].shape[2:] != train.shape[2:]:
+        raise InputError(f"{path}: no samples of a training, of {list(train.shape[2:])} patches; train the GAN anew")
+    real = draw_patches(train, snapshots["samples"].shape[1], seed)
+    fakes = torch.from_numpy(snapshots["samples"]).float().unsqueeze(2).to(train.device)
+    found = [collapse(real, fake, neighbours) for fake in fakes]
+    return pd.DataFrame(found).assign(step=snapshots["step"])[["step", *found[0]]]
+
+
 def main() -> None:
     params = load_params("params.yaml")
-    device = set_up(params)
-    settings = params.sample
+    device, settings, seed = set_up(params), params.sample, params.seed
     train, test = load_splits("data/patches", device, ("train", "test"))
-    priors = {name: load_network(f"data/models/{name}.safetensors", device, train.shape[2:]) for name in PRIORS}
-    real, other = two_real_sets(train, settings, params.seed)
+    networks = {name: load_network(f"data/models/{name}.safetensors", device, train.shape[2:]) for name in PRIORS}
+    real, other = two_real_sets(train, settings, seed)
     # Memorisation: how near samples come to training patches, against how near patches of other photographs come.
     known = to_unit(train[:: max(1, len(train) // 20_000)])
-    held_out = draw_patches(test, len(real), params.seed)
+    held_out = draw_patches(test, len(real), seed)
     usual = nearest_distance(held_out, known).median()
-
-    values = {"floor": measure(real, other, settings, params.seed)}
-    drawn = draws(priors, settings.count, params.seed)
-    for (method, constraint), samples in drawn.items():
-        found = values.setdefault(method, {})[constraint] = measure(real, samples, settings, params.seed)
-        found["distance_to_train"] = (nearest_distance(samples[: len(real)], known).median() / usual).item()
-        if constraint == "relaxed" and priors[method].is_variational:
-            found.update(code_use(priors[method], held_out))
-    write_metrics("metrics/sample.json", {"sample": values})
 
     def picture(name: str, patches: Tensor) -> None:
         save_grid(f"data/samples/{name}.png", patches.cpu().numpy())
 
-    for (method, constraint), samples in drawn.items():
-        if method in priors:
-            picture(f"{method}_{constraint}_neighbours", with_neighbours(samples[:20], known, 4))
-        write_array(f"data/samples/{method}_{constraint}.npy", samples.squeeze(1).cpu().numpy())
-        picture(f"{method}_{constraint}", samples[:100])
-    for name, prior in priors.items():
-        for residual in (False, True) if prior.has_residual else (False,):
-            constraint = "relaxed" if residual else "range"
-            picture(f"{name}_{constraint}_interpolation", between(prior, 8, 10, residual, params.seed))
-            picture(f"{name}_{constraint}_traversal", along(prior, 8, 10, residual, params.seed))
+    values = {"floor": sample_measures(real, other, settings, seed)}
+    for (name, constraint), view in views_of(networks).items():
+        samples = view.sample(settings.count, torch.Generator().manual_seed(seed))
+        found = sample_measures(real, samples, settings, seed)
+        found["distance_to_train"] = (nearest_distance(samples[: len(real)], known).median() / usual).item()
+        if constraint == "relaxed" and view.network.is_variational:
+            found |= code_use(view.network, held_out)
+        values.setdefault(name, {})[constraint] = found
+        write_array(f"data/samples/{name}_{constraint}.npy", samples.squeeze(1).cpu().numpy())
+        picture(f"{name}_{constraint}", samples[:100])
+        if name in PRIORS:
+            picture(f"{name}_{constraint}_neighbours", with_neighbours(samples[:20], known, 4))
+            picture(f"{name}_{constraint}_interpolation", between(view, 8, 10, seed))
+            picture(f"{name}_{constraint}_traversal", along(view, 8, 10, seed))
     picture("real", real[:100])
     write_array("data/samples/real.npy", real.squeeze(1).cpu().numpy())
+    for game in ("gan", "gan_chapter"):
+        curve = collapse_curve(f"data/snapshots/{game}.npy", train, settings.neighbours, seed)
+        write_csv(f"data/curves/{game}_collapse.csv", curve)
+    write_metrics("metrics/sample.json", {"sample": values})
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from torch import Tensor
 from genprior.images import psnr_db
 from genprior.layers import Encoder
 from genprior.networks import PriorNetwork, save_network
+from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_csv, write_metrics
 from pipeline.params import Network, TrainAE, load_params
 from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
 from pipeline.run import run, set_up
-from pipeline.training import Checkpoint, check_residual, cosine_adam, fit_residual, logged, resumable
+from pipeline.training import check_residual, cosine_adam, descend, fit_residual, logged
 
 
 def reconstruction_error(prior: PriorNetwork, x: Tensor) -> Tensor:
@@ -28,12 +29,7 @@ def train(
     checkpoint: Checkpoint | None = None,
 ) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
-    prior = PriorNetwork(
-        patches.shape[2:],
-        **network.model_dump(),
-        noise="dct",
-        encoder="plain",
-    )
+    prior = PriorNetwork(patches.shape[2:], **network.model_dump(), noise="dct", encoder="plain")
     prior.coefficients.fit(to_unit(patches.cpu()))
     prior.to(patches.device)
     optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
@@ -44,11 +40,7 @@ def train(
     state = [prior, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "train_ae", checkpoint, state, rows)):
         loss = reconstruction_error(prior, draw_batch(patches, settings.batch_size, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, prior, optimizer, schedule)
         if logged(step, settings.steps):
             with torch.no_grad():
                 error = reconstruction_error(prior, x_validation)

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from genprior.images import dct_basis
 from genprior.layers import mlp, tamed
 from genprior.operators import as_matrix
+from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, TrainDiscriminative, load_params
 from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
 from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
-from pipeline.training import Checkpoint, cosine_adam, resumable
+from pipeline.training import cosine_adam, descend
 
 CHECKPOINTS = Path(".checkpoints/train_discriminative")  # with a folder for each problem
 
@@ -81,11 +82,7 @@ def train(
         y = problem.operator.A(x).flatten(1)
         y = y + problem.sigma * torch.randn(y.shape, generator=draw).to(y.device)
         loss = (network(y) - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, network, optimizer, schedule)
         bar.set_postfix(mse=f"{loss.item():.5f}")
     return network.eval().requires_grad_(False)
 

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from genprior.images import psnr_db
 from genprior.networks import PriorNetwork, save_network
+from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_csv, write_metrics
 from pipeline.losses import elbo_terms
 from pipeline.params import Network, TrainVAE, load_params
 from pipeline.patches import draw_batch, load_splits, to_unit
 from pipeline.run import run, set_up
-from pipeline.training import Checkpoint, cosine_adam, logged, resumable
+from pipeline.training import cosine_adam, descend, logged
 
 CHAPTER_BETA = 0.05  # of the chapter's cell: mean squared error + 0.05 · mean KL
 
@@ -27,9 +28,7 @@ def objective(terms: dict[str, Tensor], settings: TrainVAE, n: int, k: int) -> T
 
 def decoder_sigma(settings: TrainVAE, n: int, k: int) -> float:
     """The decoder's sigma at the start: the chapter's weighting implies one, sigma² = n beta / (2 k)."""
-    if settings.objective == "chapter":
-        return math.sqrt(n * settings.beta / (2 * k))
-    return settings.sigma
+    return math.sqrt(n * settings.beta / (2 * k)) if settings.objective == "chapter" else settings.sigma
 
 
 def train(
@@ -58,14 +57,9 @@ def train(
     state = [prior, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "train_vae", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
-        epsilon = torch.randn(len(x), k, generator=generator).to(x.device)
-        terms = elbo_terms(prior, prior.encoder, x, epsilon)
+        terms = elbo_terms(prior, prior.encoder, x, torch.randn(len(x), k, generator=generator).to(x.device))
         loss = objective(terms, settings, n, k)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, prior, optimizer, schedule)
         if logged(step, settings.steps):
             rows.append({"step": step + 1, **summary("train", terms, n)})
             rows[-1] |= summary("validation", measure(prior, x_validation, seed), n)
@@ -108,13 +102,12 @@ def main() -> None:
     checkpoint = Checkpoint(".checkpoints/train_vae", params, __file__, patches, validation)
     prior, curve = train(patches, validation, params.network, settings, params.seed, checkpoint)
     as_printed = {"noise": "fixed", "objective": "chapter", "beta": CHAPTER_BETA, "steps": settings.chapter_steps}
-    chapters, chapter_curve = train(
-        patches, validation, params.network, settings.model_copy(update=as_printed), params.seed, checkpoint
-    )
+    settings = settings.model_copy(update=as_printed)
+    chapters, chapter_curve = train(patches, validation, params.network, settings, params.seed, checkpoint)
+
     x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))
     values = {**curve.iloc[-1].drop("step").to_dict(), **held_out(prior, x_test, params.seed)}
-    values["chapter"] = held_out(chapters, x_test, params.seed)
-    values["chapter"]["sigma"] = chapters.decoder.log_sigma.exp()
+    values["chapter"] = {**held_out(chapters, x_test, params.seed), "sigma": chapters.decoder.log_sigma.exp()}
     write_metrics("metrics/train_vae.json", {"train_vae": values})
     save_network(prior, "data/models/vae.safetensors")
     write_csv("data/curves/vae.csv", curve)

@@ -11,10 +11,10 @@ import torch
 
 from genprior.images import save_grid
 from genprior.networks import PriorNetwork, save_network
+from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.pictures import curve_figure
 from pipeline.run import run
-from pipeline.training import Checkpoint, resumable
 from stages.collect_images import collect
 
 
@@ -34,7 +34,7 @@ WRITERS = {
         file, {f"{i}": (pd.DataFrame({"step": range(99), "y": range(99)}), ["y"]) for i in range(4)}
     ),
     "a.safetensors": lambda file, params: save_network(PriorNetwork((16, 16), 20, [64], "silu", "dct"), file),
-    "checkpoints/1.safetensors": train,
+    "checkpoints/1.state": train,
     ".part-standard/camera.png": lambda file, params: collect(["camera"], file.parent.with_name("standard")),
 }
 

@@ -57,7 +57,7 @@ def test_stopped_stage_goes_on_to_the_same_bytes(tmp_path, values, patches, monk
     expected = {name: Path(name).read_bytes() for name in OUTPUTS}
     for name in OUTPUTS:
         Path(name).unlink()
-    for number, code, checkpoint in ((signal.SIGKILL, -9, "1.safetensors"), (signal.SIGINT, 130, "2.safetensors")):
+    for number, code, checkpoint in ((signal.SIGKILL, -9, "1.state"), (signal.SIGINT, 130, "2.state")):
         running = start(tmp_path, EAGER)
         wait_for(Path(".checkpoints/train_ae", checkpoint).exists)
         running.send_signal(number)

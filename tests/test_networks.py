@@ -2,13 +2,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from genprior.energies import with_columns
+from genprior.batches import by_forward_mode
 from genprior.files import InputError
 from genprior.layers import Coefficients, Encoder, scale_fields, tamed
 from genprior.networks import PriorNetwork, load_network, save_network
 from genprior.operators import GaussianBlur, as_matrix
 from pipeline.patches import to_unit
-from stages.sample import images
 
 
 def build(noise=None, encoder="none", flow=False):
@@ -34,12 +33,9 @@ def test_coefficients_standardise_and_invert(patches):
     [
         (None, "plain", False),
         ("constant", "variational", False),
-        ("dct", "none", True),
-        ("pixel", "none", False),
+        ("pixel", "none", True),
         ("dct", "plain", True),
-        ("dct", "variational", True),
-        ("modulated", "variational", False),
-        ("modulated", "plain", True),
+        ("modulated", "variational", True),
     ],
 )
 def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, flow):
@@ -60,27 +56,20 @@ def test_what_is_saved_is_loaded(tmp_path, patches, noise, encoder, flow):
 
 def test_damaged_and_foreign_files_are_named(tmp_path):
     file = tmp_path / "prior.safetensors"
-    with pytest.raises(InputError, match=r"prior\.safetensors"):
+    with pytest.raises(InputError, match=r"prior\.safetensors: no such file"):
         load_network(file)
-    for content in (b"", b"garbage" * 10):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=r"prior\.safetensors"):
-            load_network(file)
     save_network(build(), file)
-    file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(InputError, match=r"prior\.safetensors"):
-        load_network(file)
+    for content in (b"", b"garbage" * 10, file.read_bytes()[:-50]):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"prior\.safetensors: not a readable"):
+            load_network(file)
     for metadata in (None, {"prior": "{}"}, {"prior": "[1]"}, {"prior": '{"shape": [8, 8], "latent_size": "x"}'}):
         save_file({"a": torch.zeros(2)}, file, metadata=metadata)
         with pytest.raises(InputError, match="not the file of a prior"):
             load_network(file)
-
-
-def test_file_of_another_shape_is_refused(tmp_path):
-    file = tmp_path / "prior.safetensors"
-    prior = build()
-    prior.config["latent_size"] = 4
-    save_network(prior, file)
+    other = build()
+    other.config["latent_size"] = 4  # its weights are of 3
+    save_network(other, file)
     with pytest.raises(InputError, match="not the file of a prior"):
         load_network(file)
 
@@ -95,12 +84,7 @@ def test_fitted_codes_are_standard_normal_in_mean_and_covariance(patches):
     torch.testing.assert_close(torch.cov(z.T), torch.eye(3), rtol=0, atol=1e-2)
     # folded into the decoder: decoding z is decoding the code
     torch.testing.assert_close(prior.decode(z), prior.coefficients.synthesise(prior.decoder(prior.encoder(x))))
-
-
-def test_codes_that_never_move_can_still_be_fitted(patches):
-    prior = build(encoder="plain")
-    x = to_unit(patches[:1]).expand(10, -1, -1, -1)
-    prior.fit_codes(x)
+    prior.fit_codes(x[:1].expand(10, -1, -1, -1))  # codes that never move can still be fitted
     assert prior.encode(x).isfinite().all()
 
 
@@ -120,37 +104,20 @@ def test_samples_have_the_moments_that_the_prior_states(patches, noise):
     torch.testing.assert_close(still[0], still[1])
 
 
-@pytest.mark.parametrize(
-    ("noise", "components", "flow"),
-    [
-        ("constant", 1, False),
-        ("dct", 1, False),
-        ("pixel", 1, True),
-        ("dct", 1, True),
-        ("dct", 3, True),
-        ("modulated", 3, True),
-    ],
-)
-def test_own_derivatives_are_forward_modes(patches, noise, components, flow):
-    prior = build(noise, "plain", components, flow).double()
+@pytest.mark.parametrize(("noise", "flow"), [("constant", False), ("dct", True), ("pixel", True), ("modulated", True)])
+def test_own_derivatives_are_forward_modes(patches, noise, flow):
+    prior = build(noise, "plain", flow).double()
     x = to_unit(patches).double()
     prior.coefficients.fit(x)
     prior.fit_codes(x)
     prior.requires_grad_(False)
     z = torch.randn(5, 3, dtype=torch.float64)
-    outputs, jacobians = prior.moments_with_columns(z)
-    moments = lambda z: prior.moments(z)  # noqa: E731, PLW0108 (a method would use its twin)
-    expected, expected_jacobians = with_columns(moments, z)
-    torch.testing.assert_close(outputs, expected)
-    torch.testing.assert_close(jacobians, expected_jacobians)
-
     operator = GaussianBlur((8, 8), 1.0).double()
     observed = prior.through(as_matrix(operator, (8, 8), z))
-    expected, expected_jacobian = with_columns(lambda z: operator.A(prior.decode(z)).flatten(1), z)
-    predicted, jacobian = observed.with_columns(z)
-    torch.testing.assert_close(observed(z), expected)
-    torch.testing.assert_close(predicted, expected)
-    torch.testing.assert_close(jacobian, expected_jacobian)
+    image = lambda z: (operator.A(prior.decode(z)).flatten(1),)  # noqa: E731
+    for network, moments in ((prior, prior.moments), (observed, image)):
+        torch.testing.assert_close(network.moments_with_columns(z), by_forward_mode(moments, z))
+    torch.testing.assert_close(observed.moments(z), image(z))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 12), (3, 5)])
@@ -200,13 +167,6 @@ def test_a_flow_moves_codes_of_the_residual_model_alone(patches):
     prior.float()
     alone, prior.flow = prior.sample(5, torch.Generator().manual_seed(0), residual=False), flow.float()
     torch.testing.assert_close(prior.sample(5, torch.Generator().manual_seed(0), residual=False), alone)
-    torch.testing.assert_close(images(prior, z.float(), residual=False, seed=0), image.float(), rtol=0, atol=1e-4)
-
-
-def test_adding_a_flow_leaves_the_next_draws_as_they_were():
-    prior, state = build("dct"), torch.get_rng_state()
-    prior.add_flow()
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_tamed_is_torchs_asinh():

@@ -1,14 +1,14 @@
 import numpy as np
 import prdc as reference
 import pytest
-import skimage.metrics
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import kstest
 
-from genprior.images import psnr_db
+from genprior.files import InputError
+from pipeline import measures
 from pipeline.measures import detail_db, mmd_p_value, nearest_distance, prdc, sliced_wasserstein, squared_mmd
-from pipeline.problems import interval_coverage, reconstruction_measures
+from pipeline.params import Sample
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])
@@ -36,44 +36,16 @@ def test_squared_mmd_by_its_definition():
     assert squared_mmd(torch.from_numpy(real), torch.from_numpy(fake)) == pytest.approx(expected)
 
 
-def test_squared_mmd_of_one_distribution_is_zero_on_average():
-    draw = torch.Generator().manual_seed(0)
-    values = [squared_mmd(*torch.randn(2, 100, 4, generator=draw)) for _ in range(30)]
-    assert abs(np.mean(values)) < 4 * np.std(values) / 30**0.5
-
-
-def test_psnr_is_scikit_images():
-    draw = np.random.default_rng(0)
-    x = draw.random((4, 1, 8, 8))
-    estimate = x + 0.1 * draw.normal(size=x.shape)
-    expected = skimage.metrics.peak_signal_noise_ratio(x, estimate, data_range=1)
-    found = reconstruction_measures(torch.from_numpy(x), torch.from_numpy(estimate))
-    assert found["psnr_db"] == pytest.approx(expected)
-    assert psnr_db(0.01) == pytest.approx(20)
-    assert found["relative_error"] == pytest.approx(np.linalg.norm(estimate - x) / np.linalg.norm(x))
-
-
-@pytest.mark.parametrize("level", [0.5, 0.9])
-@pytest.mark.parametrize("count", [19, 300])  # with few samples too
-def test_interval_coverage_of_the_right_posterior_is_its_level(level, count):
-    draw = torch.Generator().manual_seed(0)
-    samples, truth = torch.randn(4000, count, 5, generator=draw), torch.randn(4000, 5, generator=draw)
-    error = (level * (1 - level) / 20_000) ** 0.5
-    assert interval_coverage(samples, truth, level) == pytest.approx(level, abs=5 * error)
-    assert interval_coverage(0.5 * samples, truth, level) < level - 0.1
-    assert interval_coverage(2 * samples, truth, level) > level + 0.05
-
-
 def test_permutation_p_value_is_uniform_without_a_difference_and_small_with_one():
     draw = torch.Generator().manual_seed(0)
-    found = [mmd_p_value(*torch.randn(2, 40, 3, generator=draw), 99, draw) for _ in range(200)]
+    found = [mmd_p_value(*torch.randn(2, 40, 3, generator=draw), 99, draw) for _ in range(150)]
     assert kstest(found, "uniform").pvalue > 1e-3
     real, fake = torch.randn(2, 40, 3, generator=draw)
     assert mmd_p_value(real, fake + 1.5, 99, draw) == pytest.approx(0.01)
 
 
 def test_permutation_test_counts_splits_of_larger_squared_mmd():
-    """Against `squared_mmd` of the same splits, drawn by the same generator."""
+    """Against `squared_mmd`'s definition on the same splits, drawn by the same generator."""
     real, fake = torch.randn(2, 15, 3, generator=torch.Generator().manual_seed(3))
     found = mmd_p_value(real, fake, 19, torch.Generator().manual_seed(1))
     both, draw = torch.cat([real, fake]).double(), torch.Generator().manual_seed(1)
@@ -116,3 +88,24 @@ def test_nearest_distance_knows_neither_mean_nor_contrast():
     samples = 0.3 * references[[4, 7]] + 0.5
     torch.testing.assert_close(nearest_distance(samples, references), torch.zeros(2), rtol=0, atol=2e-3)
     assert nearest_distance(samples, references[10:]).min() > 0.1
+
+
+def test_collapse_shows_in_coverage_recall_and_spread():
+    real = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert measures.collapse(real, real, 5) == pytest.approx({"coverage": 1, "recall": 1, "spread": 1})
+    found = measures.collapse(real, real[:1] + 0.01 * real, 5)  # every sample alike
+    assert found["coverage"] < 0.1
+    assert found["recall"] < 0.1
+    assert found["spread"] == pytest.approx(0.01)
+
+
+def test_two_sets_of_real_patches_are_disjoint_and_measured_whole(patches):
+    distinct = torch.arange(200).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8).to(torch.uint8)
+    real, other = measures.two_real_sets(distinct, Sample(count=60, neighbours=5), 0)
+    assert len({*real[:, 0, 0, 0].tolist(), *other[:, 0, 0, 0].tolist()}) == 120
+    with pytest.raises(InputError, match="too few"):
+        measures.two_real_sets(distinct[:10], Sample(count=60, neighbours=5), 0)
+    x = patches[:40].float() / 255
+    found = measures.sample_measures(x, x, Sample(count=40, neighbours=5), 0)
+    assert found["coverage"] == found["recall"] == found["spread"] == found["mmd_p_value"] == 1
+    assert found["sliced_wasserstein"] == found["detail_db"] == found["coverage_error"] == 0

@@ -25,7 +25,7 @@ from importlib import import_module
 
 _PLACES = {
     "InputError": "files",
-    "Plan": "inversion",
+    "Plan": "plan",
     "Prior": "views",
     "load": "views",
     "measure": "restoration",

@@ -11,27 +11,10 @@ from torch import Tensor
 
 from genprior.batches import by_parts
 from genprior.energies import Energy, energies_of_all
+from genprior.plan import Plan
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the energy of a view is searched.
-
-    starts: searches of each problem; iterations: of each; pool: so many draws of the prior of which those of lowest
-    energy start, 0: z = 0 and plain draws; halve_every: iterations after which the worse half of a problem's starts is
-    dropped, 0: never; widened: whether all starts first go down the energy of twice the noise; dominant: whether the
-    image is taken at the mode that holds most of the posterior, and not at the deepest.
-    """
-
-    starts: int
-    iterations: int
-    pool: int = 0
-    halve_every: int = 0
-    widened: bool = False
-    dominant: bool = False
 
 
 @dataclass(frozen=True)

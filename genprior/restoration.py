@@ -11,7 +11,8 @@ from torch import Tensor
 from genprior.batches import by_parts
 from genprior.energies import Energy, Rows, energy_of
 from genprior.files import InputError
-from genprior.inversion import Modes, Plan, search, starting_codes
+from genprior.inversion import Modes, search, starting_codes
+from genprior.plan import Plan
 from genprior.sampling import (
     Mixture,
     Samples,

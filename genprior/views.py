@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import genprior
 from genprior.files import InputError, find_prior
-from genprior.inversion import Plan
 from genprior.networks import PriorNetwork, load_network
+from genprior.plan import Plan
 from genprior.streams import generator_of
 
 
@@ -153,10 +154,7 @@ class Prior(View):
 
         The evidence of y = x, K = I and no noise. In [0, 1] grey values are steps of 1/255; add noise of that width.
         """
-        from genprior.operators import Identity
-        from genprior.restoration import posterior
-
-        return posterior(self, Identity(), x, 0.0, samples=samples, seed=seed).log_evidence
+        return genprior.posterior(self, genprior.operators.Identity(), x, 0.0, samples, seed).log_evidence
 
 
 def load(

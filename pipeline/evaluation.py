@@ -12,8 +12,9 @@ from torch import Tensor
 
 from genprior.energies import Energy, energy_of
 from genprior.gaussian import LOG_2_PI
-from genprior.inversion import CONVERGED, Plan, search, starting_codes
+from genprior.inversion import CONVERGED, search, starting_codes
 from genprior.operators import Identity
+from genprior.plan import Plan
 from genprior.restoration import Posterior, Restored, posterior, restore
 from genprior.sampling import ANNEALED, log_joint
 from genprior.streams import stream

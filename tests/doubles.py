@@ -8,7 +8,8 @@ from genprior.batches import by_forward_mode
 from genprior.covariances import Isotropic
 from genprior.energies import ByForwardMode, Energy, energy_of
 from genprior.images import dct_basis
-from genprior.inversion import Plan, search
+from genprior.inversion import search
+from genprior.plan import Plan
 
 SHAPE, N = (4, 5), 20
 BASIS = torch.from_numpy(dct_basis(*SHAPE))

@@ -10,8 +10,9 @@ from torch.distributions import MultivariateNormal
 
 import genprior
 from genprior.files import InputError
-from genprior.inversion import CONVERGED, Plan
+from genprior.inversion import CONVERGED
 from genprior.operators import Identity, gaussian_sensing
+from genprior.plan import Plan
 from genprior.restoration import Restored
 from genprior.views import Prior
 from pipeline import evaluation

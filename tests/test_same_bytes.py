@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, surroundings
-from test_kill import digests, stage  # noqa: F401 (stage is a fixture)
+
+from pipeline.files import write_array
 
 pytestmark = pytest.mark.process
 OTHER = {
@@ -21,19 +22,22 @@ OTHER = {
 }
 
 
-def test_a_stage_writes_the_same_bytes_in_other_surroundings(stage):  # noqa: F811
+def test_a_stage_writes_the_same_bytes_in_other_surroundings(tmp_path, values, patches):
     """With layers and batches large enough for threads; that their number is fixed, the next test says."""
-    folder, start = stage
-    values = yaml.safe_load((folder / "params.yaml").read_text())
     values["threads"] = 2
-    values["network"] |= {"latent_size": 16, "hidden": [256, 256]}
     values["train_ae"] |= {"steps": 5, "batch_size": 512}
     values["residual"] |= {"steps": 5, "batch_size": 512}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values))
-    assert start(PYTHONHASHSEED="0").wait() == 0
-    expected = digests(folder)
-    assert start(**OTHER).wait() == 0
-    assert digests(folder) == expected
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    for split in ("train", "validation", "test"):
+        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
+    found = []
+    for other in ({"PYTHONHASHSEED": "0"}, OTHER):
+        environment = surroundings() | {"PYTHONPATH": str(ROOT)} | other
+        subprocess.run([sys.executable, "-m", "stages.train_ae"], cwd=tmp_path, env=environment, check=True)
+        files = [*tmp_path.glob("data/models/*"), *tmp_path.glob("data/curves/*"), *tmp_path.glob("metrics/*")]
+        found.append({file.name: file.read_bytes() for file in files})
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
 
 
 def test_threads_are_what_the_parameters_say_and_openblas_has_the_same_kernels_on_every_x86_cpu(values):

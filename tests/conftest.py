@@ -11,6 +11,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: one thread each, before torch and NumPy load
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+import stages  # noqa: F401, I001  (what it sets has to stand before NumPy loads, as in every stage)
 import numpy as np
 import pytest
 import torch

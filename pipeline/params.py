@@ -308,6 +308,3 @@ def _locate(location: tuple, values: dict) -> tuple[str, object]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 500 else f"{text[:240]} ... {text[-240:]}"
-
-
-TrainAE = Training

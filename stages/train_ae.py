@@ -9,7 +9,7 @@ from genprior.layers import Encoder
 from genprior.networks import PriorNetwork, save_network
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_csv, write_metrics
-from pipeline.params import Network, TrainAE, load_params
+from pipeline.params import Network, Training, load_params
 from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
 from pipeline.run import run, set_up
 from pipeline.training import check_residual, cosine_adam, descend, fit_residual, logged
@@ -24,7 +24,7 @@ def train(
     patches: Tensor,
     validation: Tensor,
     network: Network,
-    settings: TrainAE,
+    settings: Training,
     seed: int,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[PriorNetwork, pd.DataFrame]:

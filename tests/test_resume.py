@@ -14,7 +14,7 @@ from torch import nn
 from genprior.layers import Encoder
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_array
-from pipeline.params import TrainAE
+from pipeline.params import Training
 from pipeline.training import cosine_adam, descend, fit_residual
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
@@ -44,7 +44,7 @@ class Dying(Checkpoint):
 
 def autoencoder(patches, checkpoint):
     """The stage's two trainings, one after the other."""
-    settings = TrainAE(steps=STEPS, batch_size=32, lr=0.01)
+    settings = Training(steps=STEPS, batch_size=32, lr=0.01)
     prior, curve = train_ae.train(patches, patches, NETWORK, settings, 0, checkpoint)
     encoder = Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
     residual = residual_settings(steps=STEPS, batch_size=32, warm_up=0.5)

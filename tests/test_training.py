@@ -18,7 +18,7 @@ from pipeline.classical import fit_gaussian_prior
 from pipeline.files import write_array
 from pipeline.losses import elbo_terms
 from pipeline.measures import squared_mmd
-from pipeline.params import CompressedSensing, Network, Residual, TrainAE, TrainDiscriminative, TrainGAN, TrainVAE
+from pipeline.params import CompressedSensing, Network, Residual, TrainDiscriminative, TrainGAN, Training, TrainVAE
 from pipeline.patches import draw_batch, draw_patches, load_patches, to_unit
 from pipeline.problems import pose
 from pipeline.training import check_residual, descend, fit_residual, kl_weight
@@ -53,7 +53,7 @@ def residual_settings(**changed):
 def trained(patches):
     """The state of an autoencoder and its plain encoder after 300 steps."""
     torch.manual_seed(0)
-    prior, curve = train_ae.train(patches, patches[:100], NETWORK, TrainAE(steps=300, batch_size=128, lr=0.005), 0)
+    prior, curve = train_ae.train(patches, patches[:100], NETWORK, Training(steps=300, batch_size=128, lr=0.005), 0)
     return prior, curve
 
 

@@ -41,11 +41,8 @@ class Covariance(Protocol):
     def misfit(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         """rᵀS⁻¹r and log det S: (P,) each."""
 
-    def misfit_of_all(self, rows: Tensor, moments: Moments, noise: float, centre: Moments) -> tuple[Tensor, Tensor]:
-        """The same of M codes for each of P problems, S computed once a code: (M, P) and (M,).
-
-        With noise s as if S were S(z) + s S(0), `centre` the moments at z = 0.
-        """
+    def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+        """The same of M codes for each of P problems, S computed once a code: (M, P) and (M,)."""
 
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments | None]:
         """`misfit`, and the slopes of ½ rᵀS⁻¹r + ½ log det S along each of the moments."""
@@ -123,9 +120,9 @@ class Isotropic:
         squared = (moments[0] - self.y[rows]).square().sum(1) / self.sigma**2
         return squared, torch.zeros_like(squared)
 
-    def misfit_of_all(self, rows: Tensor, moments: Moments, noise: float, centre: Moments) -> tuple[Tensor, Tensor]:
-        squared = torch.cdist(moments[0], self.y[rows]).square() / (self.sigma**2 * (1 + noise))
-        return squared, squared.new_full((len(squared),), self.y.shape[1] * math.log1p(noise))
+    def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+        squared = torch.cdist(moments[0], self.y[rows]).square() / self.sigma**2
+        return squared, torch.zeros_like(squared[:, 0])
 
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments]:
         return *self.misfit(rows, moments), ((moments[0] - self.y[rows]) / self.sigma**2,)
@@ -161,24 +158,23 @@ class Dense:
     def constant(self, rows: Tensor) -> float:
         return self.y.shape[1] / 2 * LOG_2_PI
 
-    def _factors(self, c: Tensor, v: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _factors(self, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """K x at coefficients c (P, m), B, and the Cholesky factor of S (P, m, m)."""
         predicted, b = self.observation.linearised(c)
         if self.products is not None:
             covariance = (v @ self.products).index_select(1, self.unpacked).unflatten(1, (len(b), -1))
         else:
             covariance = (b * v[:, None, :]) @ b.mT
-        covariance.diagonal(dim1=1, dim2=2).add_(variance)
+        covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
         return predicted, b, cholesky(covariance)
 
     def misfit(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-        predicted, _, factor = self._factors(*moments, self.sigma**2)
+        predicted, _, factor = self._factors(*moments)
         white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
         return white.square().sum((1, 2)), log_determinant(factor)
 
-    def misfit_of_all(self, rows: Tensor, moments: Moments, noise: float, centre: Moments) -> tuple[Tensor, Tensor]:
-        c, v = moments
-        predicted, _, factor = self._factors(c, v + noise * centre[1], self.sigma**2 * (1 + noise))
+    def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+        predicted, _, factor = self._factors(*moments)
         root, y = inverse(factor), self.y[rows]
         # L⁻¹ (y - K G(z)) for all pairs, the difference within the product: (M, m, P)
         left = torch.cat([root, -(root @ predicted.unsqueeze(2))], 2)
@@ -186,7 +182,7 @@ class Dense:
 
     def _whitened(self, rows: Tensor, moments: Moments) -> tuple[Tensor, ...]:
         """L⁻¹ (P, m, m), L⁻¹r (P, m, 1), B, and log det S (P,)."""
-        predicted, b, factor = self._factors(*moments, self.sigma**2)
+        predicted, b, factor = self._factors(*moments)
         # L⁻¹, then products with it: several times as fast as solving for every column of B
         root = inverse(factor)
         return root, root @ (self.y[rows] - predicted).unsqueeze(2), b, log_determinant(factor)
@@ -226,7 +222,7 @@ class Dense:
         if generator is not None:
             start = c + v.sqrt() * _normal(c, generator)
             noise = self.observation.noise(rows, generator)
-        predicted, b, factor = self._factors(c, v, self.sigma**2)
+        predicted, b, factor = self._factors(c, v)
         moved = ((start - c).unsqueeze(1) @ b.mT).squeeze(1)
         solved = solve(factor, self.y[rows] - predicted - moved - noise)
         return self.observation.images(start + v * (b.mT @ solved.unsqueeze(2)).squeeze(2))
@@ -258,18 +254,18 @@ class Diagonal:
     def constant(self, rows: Tensor) -> Tensor:
         return self.constants[rows]
 
-    def _variance(self, v: Tensor, noise: float = 0.0) -> Tensor:
+    def _variance(self, v: Tensor) -> Tensor:
         """The diagonal of S: (P, n), 1 where nothing is seen."""
-        return torch.where(self.seen, self.norms**2 * v + self.sigma**2 * (1 + noise), 1.0)
+        return torch.where(self.seen, self.norms**2 * v + self.sigma**2, 1.0)
 
     def misfit(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         c, v = moments
         s = self._variance(v)
         return ((self.y[rows] - self.norms * c).square() / s).sum(1), s.log().sum(1)
 
-    def misfit_of_all(self, rows: Tensor, moments: Moments, noise: float, centre: Moments) -> tuple[Tensor, Tensor]:
+    def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         c, v = moments
-        s, predicted, y = self._variance(v + noise * centre[1], noise), self.norms * c, self.y[rows]
+        s, predicted, y = self._variance(v), self.norms * c, self.y[rows]
         misfit = (1 / s) @ y.square().T - 2 * (predicted / s) @ y.T
         return misfit + (predicted.square() / s).sum(1, keepdim=True), s.log().sum(1)
 
@@ -355,12 +351,10 @@ class Scaled:
 
         return by_parts(of_part, self.dense_chunk, rows, *moments)
 
-    def misfit_of_all(self, rows: Tensor, moments: Moments, noise: float, centre: Moments) -> tuple[Tensor, Tensor]:
-        added = noise * self._factorised(centre)[1] if noise else 0.0
-
+    def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         def of_part(*moments: Tensor) -> tuple[Tensor, Tensor]:
             predicted, covariance = self._factorised(moments)
-            factor = cholesky(covariance + added if noise else covariance)
+            factor = cholesky(covariance)
             white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
             return white.square().sum(1), log_determinant(factor)
 
@@ -473,9 +467,7 @@ class White(Scaled):
         white = (self.y[rows] - moments[0] @ self.basis.T) / d @ self.basis
         return (white.square() / moments[1]).sum(1), log_det
 
-    def misfit_of_all(self, rows: Tensor, moments: Moments, noise: float, centre: Moments) -> tuple[Tensor, Tensor]:
-        if noise:  # which makes S dense
-            return super().misfit_of_all(rows, moments, noise, centre)
+    def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         d, log_det = self._whitening(moments)
         white = (self.y[rows] - (moments[0] @ self.basis.T)[:, None]) / d[:, None] @ self.basis
         return (white.square() / moments[1][:, None]).sum(2), log_det

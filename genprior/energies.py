@@ -52,13 +52,9 @@ class Energy:
         """The energy of each code: (P,)."""
         return self._total(z, rows, *self.covariance.misfit(rows, self.model.moments(z)))
 
-    def of_all(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
-        """The energy of every code for each problem of `rows` (P,), G and S computed once a code: (M, k) -> (M, P).
-
-        With noise s as if y held a further error of covariance s S(0).
-        """
-        centre = self.model.moments(torch.zeros_like(z[:1]))
-        misfit, log_det = self.covariance.misfit_of_all(rows, self.model.moments(z), noise, centre)
+    def of_all(self, z: Tensor, rows: Tensor) -> Tensor:
+        """The energy of every code for each problem of `rows` (P,), G and S computed once a code: (M, k) -> (M, P)."""
+        misfit, log_det = self.covariance.misfit_of_all(rows, self.model.moments(z))
         own = log_det + self.latent_precision * z.square().sum(1)
         return 0.5 * (misfit + own[:, None]) + self.covariance.constant(rows)
 
@@ -117,8 +113,8 @@ class Rows:
     def value(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.energy.value(z, self.rows[rows])
 
-    def of_all(self, z: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
-        return self.energy.of_all(z, self.rows[rows], noise)
+    def of_all(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.energy.of_all(z, self.rows[rows])
 
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.energy.value_and_gradient(z, self.rows[rows])
@@ -137,10 +133,10 @@ class Rows:
         return None if wider is None else Rows(wider, self.rows)
 
 
-def energies_of_all(energy: Energy, pool: Tensor, rows: Tensor, noise: float = 0.0) -> Tensor:
+def energies_of_all(energy: Energy, pool: Tensor, rows: Tensor) -> Tensor:
     """`Energy.of_all` of a pool (M, k) by parts, inf where it is not finite: (M, P)."""
     size = max(1, min(energy.chunk, floats_at_once(energy.y) // (len(rows) * energy.y.shape[1])))
-    value = torch.cat([energy.of_all(part, rows, noise) for part in pool.split(size)])
+    value = torch.cat([energy.of_all(part, rows) for part in pool.split(size)])
     return torch.where(value.isfinite(), value, torch.inf)
 
 

@@ -49,16 +49,15 @@ def starting_codes(
     return lowest_draws(energy, codes[:, 0], plan.starts, by_likelihood=by_likelihood) if plan.pool else codes
 
 
-def lowest_draws(energy: Energy, pool: Tensor, count: int, noise: float = 0.1, by_likelihood: bool = False) -> Tensor:
+def lowest_draws(energy: Energy, pool: Tensor, count: int, by_likelihood: bool = False) -> Tensor:
     """The `count` codes of a pool (M, k) with the lowest energies for each problem, as starts: (count, N, k).
 
-    With `noise`, as in `Energy.of_all`, a code a little off a narrow, deep mode does not lose to one in a wide, shallow
-    one. Codes of lowest energy lie near z = 0, in wide modes that hold most of the posterior. For the deepest mode the
-    likelihood alone chooses: a pool drawn from the prior has ½ τ ‖z‖² in its density already.
+    They lie near z = 0, in wide modes that hold most of the posterior. For the deepest mode the likelihood alone
+    chooses: a pool drawn from the prior has ½ τ ‖z‖² in its density already.
     """
     rows = torch.arange(len(energy.y), device=pool.device)
     counted = 0.5 * energy.latent_precision * pool.square().sum(1, keepdim=True) if by_likelihood else 0.0
-    energies = [energies_of_all(energy, pool, part, noise) - counted for part in rows.split(1024)]
+    energies = [energies_of_all(energy, pool, part) - counted for part in rows.split(1024)]
     return torch.cat([pool[part.topk(count, dim=0, largest=False).indices] for part in energies], 1)
 
 

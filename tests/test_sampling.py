@@ -337,7 +337,7 @@ class Bumps:
         narrow = self.log_height - offset.square().sum(1) / (2 * self.WIDTH**2)
         return 0.5 * z.square().sum(1) - torch.logaddexp(-0.5 * z.square().sum(1), narrow)
 
-    def of_all(self, z, rows, noise=0.0):
+    def of_all(self, z, rows):
         return self.value(z, None)[:, None].expand(-1, len(rows))
 
     def posterior(self, problems, samples, draw):
@@ -374,7 +374,7 @@ class Impossible(Bumps):
     def value(self, z, rows):
         return torch.where(rows == 0, torch.nan, super().value(z, rows))
 
-    def of_all(self, z, rows, noise=0.0):
+    def of_all(self, z, rows):
         return torch.where(rows == 0, torch.nan, super().value(z, rows)[:, None])
 
     def gradient_and_fisher(self, z, rows):

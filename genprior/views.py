@@ -39,6 +39,7 @@ class View:
     """
 
     code: type[Code]
+    covariance: str
 
     def __init__(self, network: PriorNetwork):
         self.network, self.shape, self.latent_size = network, network.shape, network.latent_size
@@ -63,11 +64,25 @@ class View:
         """The mean image of each code, E[x | z]: (N, k) -> (N, 1, h, w)."""
         return (self.moments(self.own(z))[0] @ self.basis.T).reshape(-1, 1, *self.shape)
 
+    @torch.no_grad()
+    def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
+        """Images of codes z ~ N(0, I), G(z) of a range, else x ~ N(G(T(z)), Σ(z)): (count, 1, h, w)."""
+        residual = self.covariance != "none"
+        return self.network.sample(count, generator_of(seed, "sample"), residual)
+
     def encode(self, x: Tensor) -> Tensor:
         """The encoder's (mean) codes of patches in [0, 1]: (N, 1, h, w) -> (N, k); InputError without an encoder."""
         if self.network.encoder is None:
             raise InputError("this prior has no encoder: it was trained without one")
         return self._encode(x).as_subclass(self.code)
+
+    def log_prob(self, x: Tensor, samples: int = 100, seed: int = 0) -> Tensor:
+        """log p(x) of dequantised patches (N, 1, h, w) in nats: (N,); InputError of a range, which has no density.
+
+        The evidence of y = x, K = I and no noise, by importance sampling of the posterior of z. Grey
+        values are steps of 1/255: noise of that width dequantises them.
+        """
+        return genprior.posterior(self, genprior.operators.Identity(), x, 0.0, samples, seed).log_evidence
 
 
 class Range(View):
@@ -92,17 +107,9 @@ class Range(View):
     def _encode(self, x: Tensor) -> Tensor:
         return self.network.encode(x)
 
-    @torch.no_grad()
-    def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
-        """Images G(z), z ~ N(0, I): (count, 1, h, w)."""
-        return self.network.sample(count, generator_of(seed, "sample"), residual=False)
-
 
 class Prior(View):
-    """x | z ~ N(G(T(z)), Σ(z)), Σ(z) = D(z) U diag(v(z)) Uᵀ D(z), with z ~ N(0, I).
-
-    Without a residual model in the file there is none of this view, and `range` alone is of use.
-    """
+    """x | z ~ N(G(T(z)), Σ(z)), Σ(z) = D(z) U diag(v(z)) Uᵀ D(z), with z ~ N(0, I)."""
 
     code = PriorCode
     # What looks poor early may hold most of the posterior: no start is dropped.
@@ -116,6 +123,8 @@ class Prior(View):
     @property
     def covariance(self) -> str:
         """What Σ(z) is made of: "diagonal" in the basis U, or "scaled", with pixel scales D(z) beside it."""
+        if not self.network.has_residual:
+            raise InputError("this prior has no residual model, Σ = 0: prior.range would be right")
         return "diagonal" if self.network.scale_fields is None else "scaled"
 
     @property
@@ -143,18 +152,6 @@ class Prior(View):
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.network.encode_residual(x)
-
-    @torch.no_grad()
-    def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
-        """Images x ~ N(G(T(z)), Σ(z)), z ~ N(0, I): (count, 1, h, w)."""
-        return self.network.sample(count, generator_of(seed, "sample"), residual=True)
-
-    def log_prob(self, x: Tensor, samples: int = 100, seed: int = 0) -> Tensor:
-        """log p(x) of dequantised patches (N, 1, h, w) in nats, by importance sampling of the posterior of z: (N,).
-
-        The evidence of y = x, K = I and no noise. In [0, 1] grey values are steps of 1/255; add noise of that width.
-        """
-        return genprior.posterior(self, genprior.operators.Identity(), x, 0.0, samples, seed).log_evidence
 
 
 def load(

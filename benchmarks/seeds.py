@@ -9,15 +9,14 @@ of which the validation patches choose one of three.
 The better mixture is picked for each seed and problem by the truth, in the mixture's favour.
 """
 
-import json
 import sys
 
 import pandas as pd
 
-from pipeline.files import write_text
+from pipeline.files import markdown, write_text
 from pipeline.params import load_params
 from pipeline.run import run
-from tools.seed_table import experiments, output, spread, values
+from tools.seed_table import experiments, spread, values
 
 METHODS = {
     "autoencoder, relaxed": "ae.relaxed",
@@ -33,9 +32,8 @@ MIXTURES = ("mixture_10.none", "mixture_50.none")
 
 def measured() -> tuple[pd.DataFrame, int]:
     """PSNR in dB of every method, a row for each problem and seed; how many starts the mixtures had at least."""
-    found = experiments(json.loads(output(sys.executable, "-m", "dvc", "exp", "show", "--json", *sys.argv[1:])), [])
     rows, starts = [], []
-    for experiment in found.values():
+    for experiment in experiments([], *sys.argv[1:]).values():
         params, metrics = values(experiment["data"]["params"]), values(experiment["data"]["metrics"])
         starts.append(params["baselines.mixture_starts"])
         for problem in load_params("params.yaml").problems:
@@ -45,14 +43,12 @@ def measured() -> tuple[pd.DataFrame, int]:
     return pd.DataFrame(rows).set_index(["problem", "seed"]), min(starts)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def over_seeds(table: pd.DataFrame) -> str:
     """Mean ± standard error over seeds: a row for each problem, a column for each method."""
-    count = table.index.unique("seed").size
-    rows = [
-        [problem, *(spread(same[c], count) for c in same)] for problem, same in table.groupby("problem", sort=False)
-    ]
-    head = [["problem", *table], ["---"] * (1 + table.shape[1])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in head + rows)
+    found = table.groupby("problem", sort=False).agg(spread, of=table.index.unique("seed").size)
+    return markdown(
+        ["problem", *found], ([problem, *row] for problem, row in zip(found.index, found.values, strict=True))
+    )
 
 
 def main() -> None:
@@ -61,11 +57,11 @@ def main() -> None:
         f"# Over {table.index.unique('seed').size} seeds",
         f"PSNR in dB, mean ± standard error; each mixture the best of {starts} on validation patches. Written by "
         "`python -m benchmarks.seeds`.",
-        markdown(table),
+        over_seeds(table),
     ]
     for rival in ("better mixture", "linear Gaussian"):
         over = table.drop(columns=["better mixture", "linear Gaussian"]).sub(table[rival], axis=0)
-        parts += [f"Over the {rival}, paired:", markdown(over)]
+        parts += [f"Over the {rival}, paired:", over_seeds(over)]
     write_text("benchmarks/seeds.md", "\n\n".join(parts) + "\n")
 
 

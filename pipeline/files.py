@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,3 +61,17 @@ def _rounded(value: object, digits: int, key: str) -> object:
 def write_csv(path: str | Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV with plain line feeds and numbers of 6 significant digits."""
     write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested values by dotted key."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    header = list(header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))

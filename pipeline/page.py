@@ -9,6 +9,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from pipeline.files import flat, markdown
 from pipeline.params import Params
 from pipeline.tables import (
     NAMES,
@@ -69,26 +70,24 @@ def index(table: pd.DataFrame, params: Params, pictures: list[str]) -> str:
         "## Restoration",
         "![PSNR of posterior means and classical methods over the linear Gaussian's](psnr.png)",
         "PSNR in dB. A prior's plain name is confined to its range; `relaxed` has the residual covariance too.",
-        markdown(tabled["psnr"], "method"),
+        as_markdown(tabled["psnr"], "method"),
         "## Samples",
         "![Samples of every prior beside real patches](samples.png)",
         f"Against real patches: near the line `{FLOOR}` is the aim.",
-        markdown(tabled["sets"], "samples"),
+        as_markdown(tabled["sets"], "samples"),
         "## Likelihood",
         "log p(x) of held-out patches, in nats per pixel.",
-        markdown(tabled["likelihood"], "prior"),
+        as_markdown(tabled["likelihood"], "prior"),
         "## Pictures",
         links,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(cells: dict, corner: str) -> str:
+def as_markdown(cells: dict, corner: str) -> str:
     """One of `tables` as Markdown, the marked cells bold."""
-    rows = [[corner, *map(title, cells["columns"])], ["---"] * (len(cells["columns"]) + 1)]
-    for name, row in cells["rows"].items():
-        rows.append([name, *(f"**{text}**" if best else text for text, best in row)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = ([name, *(f"**{text}**" if best else text for text, best in row)] for name, row in cells["rows"].items())
+    return markdown([corner, *map(title, cells["columns"])], rows)
 
 
 def picture(file: Path) -> dict:
@@ -99,15 +98,10 @@ def picture(file: Path) -> dict:
     return {"uri": uri, "width": width, "height": height}
 
 
-def leaves(values: dict, prefix: str = "") -> dict[str, str]:
+def leaves(values: dict) -> dict[str, str]:
     """Nested values as {"block.key": text}."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return found
+    as_text = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)  # noqa: E731
+    return {key: as_text(value) for key, value in flat(values).items()}
 
 
 def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[str, dict]:
@@ -157,20 +151,18 @@ def cells(frame: pd.DataFrame, of: str | None = None, marked: bool | list[str] =
 
     of: the measure of all columns; without it, each is named after its own. aim: the row that others should be near.
     """
-    shown, best = pd.DataFrame(index=frame.index), {}
+    rows = {name: [] for name in frame.index}
     for column, values in frame.items():
-        measure = measure_of(of or column)
-        shown[column] = [number(value, measure.digits) for value in values]
+        measure, best = measure_of(of or column), None
+        texts = values.map(lambda value, digits=measure.digits: number(value, digits))
         if (marked is True or (marked and column in marked)) and values.notna().any():
             if aim is not None:
                 score = -(values - values[aim]).abs().drop(aim)
             else:
                 score = {"higher": values, "lower": -values}[measure.better]
-            best[column] = shown.loc[score.idxmax(), column]
-    rows = {
-        name: [(text, text == best.get(column) and name != aim) for column, text in row.items()]
-        for name, row in shown.iterrows()
-    }
+            best = texts[score.idxmax()]
+        for name, text in texts.items():
+            rows[name].append((text, text == best and name != aim))
     return {"columns": list(frame), "rows": rows}
 
 

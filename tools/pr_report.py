@@ -4,7 +4,7 @@
     python -m tools.pr_report main --out report.md
 
 The numbers are those of `dvc params diff` and `dvc metrics diff`. A metric has moved when its two values differ by more
-than its measure's own noise, which pipeline/tables.py knows, and by more than one in the sixth significant digit, the
+than its measure's own noise, as docs/metrics.md has it, and by more than one in the sixth significant digit, the
 last that the pipeline writes. On GitHub, where GITHUB_REPOSITORY is set, pictures are shown by the address of their
 commit, elsewhere by their path.
 """

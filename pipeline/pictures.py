@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from genprior.files import whole_file
 from genprior.images import tile
@@ -136,28 +136,4 @@ def crossover_figure(
     left.legend(fontsize=8)
     right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
-    save_figure(path, figure)
-
-
-def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
-    """Objective against seconds, both logarithmic: a panel for each prior and problem, a line for each solver.
-
-    table: columns prior, problem, solver, seconds, objective.
-    """
-    groups = list(table.groupby(["prior", "problem"], sort=False))
-    across = table.problem.nunique()
-    figure = Figure((3.3 * across, 0.87 * len(groups)))
-    axes = figure.subplots(-(-len(groups) // across), across)
-    for axis, ((prior, problem), rows) in zip(axes.flat, groups, strict=True):
-        for i, solver in enumerate(table.solver.unique()):  # in every panel the same colour
-            line = rows[rows.solver == solver].sort_values("seconds")
-            axis.plot(line.seconds, line.objective, marker="o", markersize=3, color=f"C{i}", label=solver)
-        axis.set(title=f"{prior}, {problem}", xscale="log", yscale="log", xlabel="seconds", ylabel="objective")
-        for ticks in (axis.xaxis, axis.yaxis):  # few plain numbers, of which half a decade would hold one or two
-            low, high = ticks.get_view_interval()
-            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
-            ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ticks.set_minor_formatter(NullFormatter())
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=table.solver.nunique())
-    figure.tight_layout(rect=(0, 0, 1, 0.96))  # below the legend
     save_figure(path, figure)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import genprior
-from genprior.files import InputError, whole_file
+from genprior.files import InputError, one_line_errors, whole_file
 from genprior.images import corners, cut_patches, join_patches, psnr_db, read_photograph, save_grid
 from genprior.operators import Identity, Inpainting
 from genprior.views import View
@@ -183,15 +183,5 @@ def main(words: list[str] | None = None) -> None:
     args = arguments(words)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
     torch.use_deterministic_algorithms(True)
-    try:
+    with one_line_errors("A smaller --crop or a larger --stride needs less."):
         args.work(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        sys.exit("error: out of memory; a smaller --crop or a larger --stride needs less")
-    except KeyboardInterrupt:
-        sys.exit(130)

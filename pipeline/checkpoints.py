@@ -1,13 +1,12 @@
 """Where a training stands, on disk: a killed stage goes on from there, to the bytes of an undisturbed run."""
 
 import hashlib
-import json
+import io
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,13 +16,13 @@ from genprior.files import whole_file
 from pipeline.params import Params
 from pipeline.run import steps
 
-DIGEST = 32  # bytes, before the tensors
+DIGEST = 32  # bytes, before what torch saves
 
 
 class Checkpoint:
     """One file in `folder` for each training that a stage begins, written every `every` seconds and at its end.
 
-    Before its tensors (safetensors) stands a digest of them and of the run: parameters, code (`script`, genprior/ and
+    Before its content stands a digest of that and of the run: parameters, code (`script`, genprior/ and
     pipeline/), `data` and its device, torch and instruction set. A file that is damaged or of another run is passed
     over, and overwritten.
     """
@@ -44,17 +43,10 @@ class Checkpoint:
 
     def save(self, path: Path, parts: list, rows: list[dict], step: int) -> None:
         """Write the state of `parts` and the curve's rows after `step` steps."""
-        tensors = {}
-
-        def numbered(tensor: Tensor) -> dict:
-            tensors[str(len(tensors))] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            return {"tensor": str(len(tensors) - 1)}
-
-        text = json.dumps([step, rows, [_state(part) for part in parts]], default=numbered)
-        tensors["text"] = torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
-        content = safetensors.torch.save(tensors)
+        content = io.BytesIO()
+        torch.save([step, rows, [_state(part) for part in parts]], content)
         with whole_file(path) as part:
-            part.write_bytes(self._digest(content) + content)
+            part.write_bytes(self._digest(content.getvalue()) + content.getvalue())
         self.written = time.monotonic()
 
     def restore(self, path: Path, parts: list, rows: list[dict]) -> int:
@@ -62,14 +54,7 @@ class Checkpoint:
         content = path.read_bytes() if path.is_file() else b""
         if content[:DIGEST] != self._digest(content[DIGEST:]):
             return 0
-        tensors = safetensors.torch.load(content[DIGEST:])
-
-        def nested(found: dict) -> Tensor | dict:
-            if "tensor" in found:
-                return tensors[found["tensor"]].clone()  # where it lies in the file would reach the last bits of sums
-            return {int(key) if key.isdigit() else key: value for key, value in found.items()}  # an optimiser's keys
-
-        step, rows[:], states = json.loads(tensors["text"].numpy().tobytes(), object_hook=nested)
+        step, rows[:], states = torch.load(io.BytesIO(content[DIGEST:]), map_location="cpu")
         for part, state in zip(parts, states, strict=True):
             part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
         return step

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from genprior.files import InputError
+from genprior.files import InputError, one_line_errors
 from pipeline.params import Params
 
 if TYPE_CHECKING:
@@ -30,25 +30,9 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130."""
-    try:
+    with one_line_errors():
         _end_with_dvc()
         main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # a full disk, a read-only folder: the user's to mend, not a defect of ours
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if not _is_want_of_memory(error):
-            raise
-        sys.exit(f"error: out of memory. {' '.join(str(error).split())[:300]}".rstrip())
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    """Python's and NumPy's have a class; torch's, on a CPU and from the parts of CUDA, are known by their text."""
-    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _end_with_dvc() -> None:

@@ -16,11 +16,11 @@ from genprior.inversion import CONVERGED, search, starting_codes
 from genprior.operators import Identity
 from genprior.plan import Plan
 from genprior.restoration import Posterior, Restored, posterior, restore
-from genprior.sampling import ANNEALED, log_joint
+from genprior.sampling import ANNEALED, credible_interval, log_joint
 from genprior.streams import stream
 from genprior.views import Prior, View
 from pipeline.params import Evaluate, Params
-from pipeline.problems import Measured, interval_coverage, pose, reconstruction_measures
+from pipeline.problems import Measured, pose, reconstruction_measures
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
 Rows = dict[str, dict[str, float]]  # measures by constraint
@@ -66,6 +66,12 @@ def solver_gap(view: View, problem: Measured, found: Restored, settings: Evaluat
     lowest = found.lowest[: len(problem.y)]
     longer = search(energy, starts, plan).energy.min(0).values
     return (lowest - torch.minimum(lowest, longer)).mean().item()
+
+
+def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
+    """Share of pixels whose truth (N, ...) lies in the samples' (N, S, ...) credible interval: `level` is right."""
+    low, high = credible_interval(samples, level)
+    return ((truth >= low) & (truth <= high)).double().mean().item()
 
 
 def uncertainty(found: Posterior, x: Tensor) -> dict[str, float]:

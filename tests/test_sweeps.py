@@ -146,6 +146,17 @@ def test_table_is_mean_and_standard_error_over_seeds():
     assert seed_table.seed_table({"10-0": found["10-0"]}, "*.psnr_db").splitlines()[2] == "| vae.psnr_db | 20.1 |"
 
 
+def test_differences_are_paired_seed_by_seed():
+    found = {}
+    for seed, level in enumerate((20.0, 30.0, 25.0)):
+        metrics = {"ae.mean.cs_50.psnr_db": level + 1 + seed / 10, "pca.range.cs_50.psnr_db": level, "ae.kl": 1.0}
+        found[f"{seed}"] = {"seed": seed}, metrics
+    lines = seed_table.seed_table(found, over="pca.range").splitlines()
+    assert lines[2:] == ["| ae.mean.cs_50.psnr_db | 1.100 ± 0.058 |"]  # 0.1 / √3
+    with pytest.raises(InputError, match="fits no metric"):
+        seed_table.seed_table(found, over="nobody.range")
+
+
 def test_table_refuses_what_it_can_not_compare(capsys, monkeypatch):
     def experiments(names: list[str], shown: list[dict]) -> dict:
         monkeypatch.setattr(seed_table, "output", lambda *command: SimpleNamespace(stdout=json.dumps(shown)))

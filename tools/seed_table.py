@@ -2,6 +2,7 @@
 
     python -m tools.seed_table                                  # all experiments of this commit
     python -m tools.seed_table --metrics '*.psnr_db' NAME NAME  # some metrics, some experiments
+    python -m tools.seed_table --over gaussian.none             # every method's less those of this one, seed by seed
 
 The experiments come from `dvc exp show --json`. Those whose parameters agree in all but `seed` are one column; the
 standard error of n seeds is their standard deviation (n − 1) over √n. The same seed twice counts once. Metrics of a
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; without any, all of the commit")
     parser.add_argument("--metrics", default="*", metavar="GLOB", help="only metrics of such a name, e.g. '*.psnr_db'")
+    parser.add_argument("--over", metavar="METHOD.CONSTRAINT", help="differences to this one's, paired seed by seed")
     parser.add_argument("--rev", default="HEAD", metavar="COMMIT", help="the commit that they started from")
     arguments = parser.parse_args()
     found = {}
@@ -37,7 +39,7 @@ def main() -> None:
         if stale := sorted(stale_outputs(lock["stages"], params) & set(metrics)):
             print(f"note: {name}: left out, for their stages did not run with its parameters:", *stale, file=sys.stderr)
         found[name] = params, values({file: told for file, told in metrics.items() if file not in stale})
-    print(seed_table(found, arguments.metrics))
+    print(seed_table(found, arguments.metrics, arguments.over))
 
 
 def experiments(names: list[str], *options: str) -> dict[str, dict]:
@@ -98,16 +100,22 @@ def values(files: dict[str, dict]) -> dict:
     return {key: value for file in files.values() for key, value in flat(file.get("data", {})).items()}
 
 
-def seed_table(found: dict[str, tuple[dict, dict]], pattern: str = "*") -> str:
+def seed_table(found: dict[str, tuple[dict, dict]], pattern: str = "*", over: str | None = None) -> str:
     """The Markdown table: a line for each metric whose name the pattern fits, a column for each setting.
 
-    Raises InputError where no metric fits, and for two experiments of equal parameters and unequal metrics.
+    over: METHOD.CONSTRAINT whose PROBLEM.MEASURE is taken from all others'. Raises InputError where no metric fits, and
+    for two experiments of equal parameters and unequal metrics.
     """
     params, metrics = (pd.DataFrame([pair[i] for pair in found.values()], list(found), dtype=object) for i in (0, 1))
     if "seed" not in params:
         raise InputError("params.yaml: seed: not there, so no experiments can differ in it")
-    metrics = metrics[sorted(name for name in metrics if fnmatchcase(name, pattern))]
-    metrics = metrics.apply(pd.to_numeric, errors="coerce").dropna(axis="columns", how="all")
+    metrics = metrics.apply(pd.to_numeric, errors="coerce")
+    if over:
+        references = {name: f"{over}.{name.split('.', 2)[-1]}" for name in metrics if not name.startswith(f"{over}.")}
+        metrics = pd.DataFrame(
+            {a: metrics[a] - metrics[b] for a, b in references.items() if b in metrics}, params.index
+        )
+    metrics = metrics[sorted(name for name in metrics if fnmatchcase(name, pattern))].dropna(axis="columns", how="all")
     if metrics.empty:
         raise InputError(f"--metrics = '{pattern}': fits no metric's name; try '*.psnr_db'")
     words = params.map(repr)

@@ -12,16 +12,11 @@ from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 from genprior.files import whole_file
 from genprior.images import tile
 
-matplotlib.rcParams.update(
-    {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.dpi": 120,
-        "legend.frameon": False,
-    }
-)
+matplotlib.rc("font", size=9)
+matplotlib.rc("axes", titlesize=10)
+matplotlib.rc("axes.spines", top=False, right=False)
+matplotlib.rc("figure", dpi=120)
+matplotlib.rc("legend", frameon=False)
 
 
 def save_figure(path: str | Path, figure: Figure) -> None:
@@ -104,27 +99,21 @@ def crossover_figure(
     reference = beside[0]
     # A colour for each method, with a residual model or without; black for what stands in both panels.
     methods = list(dict.fromkeys(name.split(",")[0] for name in (*ranges.index, *others.index) if name not in beside))
-    styles = dict(zip(beside, ("-", "--", "-."), strict=False))
+    colours = {
+        name: "black" if name in beside else f"C{methods.index(name.split(',')[0])}"
+        for name in (*ranges.index, *others.index)
+    }
 
-    def draw(axis: Axes, table: pd.DataFrame, name: str) -> str:
-        if name in styles:
-            colour, style = "black", {"linestyle": styles[name]}
-        else:
-            one_mode = {"linestyle": "--"} if name.endswith(", relaxed") else {}
-            colour = f"C{methods.index(name.split(',')[0])}"
-            style = {"marker": "o", "markersize": 3, **one_mode}
-        axis.plot(table.columns, table.loc[name], color=colour, linewidth=1.2, label=name, **style)
-        return colour
+    def draw(axis: Axes, table: pd.DataFrame) -> None:
+        for name, psnr in table.iterrows():
+            dashed = name in beside[1:] or name.endswith(", relaxed")
+            style = {"color": colours[name], "linestyle": "--" if dashed else "-", "linewidth": 1.2, "label": name}
+            axis.plot(psnr.index, psnr, marker="" if name in beside else "o", markersize=3, **style)
 
-    for name in ranges.index:
-        colour = draw(left, ranges, name)
-        if name in floors:
-            left.axhline(floors[name], color=colour, linestyle=":", linewidth=1)
-    over = others - others.loc[reference]
-    for name in beside:
-        draw(left, others, name)
-    for name in over.index.drop(reference):
-        draw(right, over, name)
+    draw(left, pd.concat([ranges, others.loc[beside]]))
+    for name, floor in floors.items():
+        left.axhline(floor, color=colours[name], linestyle=":", linewidth=1)
+    draw(right, (others - others.loc[reference]).drop(index=reference))
     right.axhline(0, color="black", linewidth=1.2)
     left.set(title="confined to a range", ylabel="PSNR [dB]")
     right.set(title="with residual models, and classical", ylabel=f"PSNR over the {reference}'s [dB]")

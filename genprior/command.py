@@ -47,15 +47,14 @@ def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndar
 
 def seen_pixels(args: argparse.Namespace, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Which pixels of a picture of `size` are measured: bool, (H, W)."""
-    seen = np.ones(size, dtype=bool)
     if args.mask:
         seen = read(args.mask, args, shape) >= 0.5
         if seen.shape != size:
             raise InputError(f"{args.mask}: {list(seen.shape)} (height, width); {args.image} is {list(size)}")
-    elif args.missing:
+    else:
         # One patch's mask, over and over: patches with equal masks are restored together.
-        mask = np.random.default_rng([args.seed, 1]).random(shape) >= args.missing
-        seen = np.tile(mask, [-(-side // patch) for side, patch in zip(size, shape, strict=True)])[: size[0], : size[1]]
+        mask = np.random.default_rng([args.seed, 1]).random(shape) >= (args.missing or 0)
+        seen = np.pad(mask, [(0, side - patch) for side, patch in zip(size, shape, strict=True)], "wrap")
     if not cut_patches(seen, shape, args.stride, to_end=True).any((1, 2)).all():
         culprit = f"{args.mask}: black" if args.mask else f"--missing {args.missing}: nothing seen"
         raise InputError(f"{culprit} over whole patches of {shape}; smaller holes would be right")
@@ -75,8 +74,7 @@ def restore_picture(view: View, y: np.ndarray, seen: np.ndarray, args: argparse.
             x[rows] = found.mean(args.samples, args.seed) if args.samples else found.x
             done += len(rows)
             if sys.stderr.isatty():
-                end = "\n" if done == len(x) else ""
-                print(f"\r{done} of {len(x)} patches", end=end, file=sys.stderr, flush=True)
+                print(f"\r{done} of {len(x)} patches", end="\n" * (done == len(x)), file=sys.stderr, flush=True)
     return join_patches(x[:, 0].cpu().numpy(), y.shape, args.stride).clip(0, 1)
 
 

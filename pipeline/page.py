@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from pipeline.files import flat, markdown
@@ -31,57 +31,38 @@ LASSO = NAMES["lasso_dct"]
 LIKELIHOOD = ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
 
 
-def render(table: pd.DataFrame, params: Params, folder: Path) -> str:
-    """The HTML page, with the pictures in `folder` inside it."""
+def render(template: str, table: pd.DataFrame, params: Params, folder: Path) -> str:
+    """A template of this folder, page.html.j2 or index.md.j2, filled with the numbers and the pictures in `folder`."""
     problems, counts = list(params.problems), params.crossover.measurements
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
+        keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"title": title, "leaves": leaves}
+    environment.filters |= {"title": title, "leaves": leaves, "markdown": as_markdown}
     counted = table[(table.problem == "patches") & table.measure.isin(["patches", "photographs"])]
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         settings=params.model_dump(mode="json"),
         patches=counted.pivot(index="method", columns="measure", values="value").astype(int).to_dict("index"),
         priors={name: NAMES[name] for name in PRIORS},
         lasso=LASSO,
+        floor=FLOOR,
+        pictures=sorted(file.stem for file in folder.glob("*.png")),
         picture=lambda name: picture(folder / f"{name}.png"),
         tables=tables(table, problems, counts),
-        rankings={problem: ranking(table, problem) for problem in problems},
+        rankings={
+            problem: dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
+            for problem in problems
+        },
         sweep={"counts": counts} | dots(table, crossover(with_prior(table), counts)),
         chapter={
             " ".join([row.method, *([] if row.constraint == "none" else [row.constraint]), row.measure]): row.value
             for row in table[table.problem == "chapter"].itertuples()
         },
     )
-
-
-def index(table: pd.DataFrame, params: Params, pictures: list[str]) -> str:
-    """The Markdown index: a table each of restorations, samples and likelihood, links to the pictures."""
-    tabled = tables(table, list(params.problems), params.crossover.measurements)
-    links = ", ".join(f"[{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in sorted(pictures))
-    parts = [
-        "# Report",
-        "`make report` writes `data/report.html`: all of this run on one page, with how to read it. Every number is in "
-        f"[table.csv](table.csv). Seed {params.seed}.",
-        "## Restoration",
-        "![PSNR of posterior means and classical methods over the linear Gaussian's](psnr.png)",
-        "PSNR in dB. A prior's plain name is confined to its range; `relaxed` has the residual covariance too.",
-        as_markdown(tabled["psnr"], "method"),
-        "## Samples",
-        "![Samples of every prior beside real patches](samples.png)",
-        f"Against real patches: near the line `{FLOOR}` is the aim.",
-        as_markdown(tabled["sets"], "samples"),
-        "## Likelihood",
-        "log p(x) of held-out patches, in nats per pixel.",
-        as_markdown(tabled["likelihood"], "prior"),
-        "## Pictures",
-        links,
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def as_markdown(cells: dict, corner: str) -> str:
@@ -169,11 +150,6 @@ def cells(frame: pd.DataFrame, of: str | None = None, marked: bool | list[str] =
 def number(value: float, digits: int) -> str:
     """A number with a true minus sign, which is as wide as a digit; nothing where there is none."""
     return "" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def ranking(table: pd.DataFrame, problem: str) -> dict:
-    """Every method's PSNR in one problem as a dot, the best first."""
-    return dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
 
 
 def dots(table: pd.DataFrame, psnr: pd.DataFrame) -> dict:

@@ -43,19 +43,12 @@ def write_metrics(path: str | Path, values: Mapping, digits: int = 6) -> None:
 
     Raises InputError for a value that is not finite: in a metric difference it would show as changed for ever.
     """
-    text = json.dumps(_rounded(values, digits, Path(path).stem), indent=2, sort_keys=True)
-    write_text(path, text + "\n")
-
-
-def _rounded(value: object, digits: int, key: str) -> object:
-    if isinstance(value, Mapping):
-        return {name: _rounded(inner, digits, f"{key}.{name}") for name, inner in value.items()}
-    if isinstance(value, bool | str | int):
-        return value
-    number = float(value)
-    if not math.isfinite(number):
-        raise InputError(f"{key} came out as {number}; no such number goes into the metrics")
-    return float(f"{number:.{digits}g}")
+    for key, value in flat(values, f"{Path(path).stem}.").items():
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise InputError(f"{key} came out as {float(value)}; no such number goes into the metrics")
+    text = json.dumps(values, default=float)  # NumPy's and torch's numbers
+    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.{digits}g}"))
+    write_text(path, json.dumps(rounded, indent=2, sort_keys=True) + "\n")
 
 
 def write_csv(path: str | Path, table: "pd.DataFrame") -> None:

@@ -1,7 +1,7 @@
 """The inverse problems of params.yaml: posed on patches, and how well estimates solve them."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +38,6 @@ class Measured:
     operator: nn.Module
     sigma: float
     y: Tensor
-
-    def of(self, count: int) -> "Measured":
-        """The same problem for the first `count` patches."""
-        return replace(self, y=self.y[:count])
 
     def measures(self, x: Tensor, estimate: Tensor) -> dict[str, float]:
         """`reconstruction_measures` of estimates x̂ against x, both (N, 1, h, w), and the root mean square of K x̂ - y.

@@ -1,7 +1,7 @@
 """What a branch changes, as Markdown for a pull request: parameters, metrics and pictures.
 
     python -m tools.pr_report main                   # the commit HEAD against where it left main
-    python -m tools.pr_report main --out report.md
+    python -m tools.pr_report main > report.md
 
 The numbers are those of `dvc params diff` and `dvc metrics diff`. A metric has moved when its two values differ by more
 than its measure's own noise, as docs/metrics.md has it, and by more than one in the sixth significant digit, the
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from genprior.files import InputError
-from pipeline.files import markdown, write_text
+from pipeline.files import markdown
 from pipeline.run import run
 from pipeline.tables import measure_of, title
 from tools import output
@@ -73,15 +73,9 @@ class Row(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="the branch or commit to compare with, e.g. main")
-    parser.add_argument("--out", help="a file to write; without it, the report is printed")
-    arguments = parser.parse_args()
-    text = report(arguments.base)
+    print(report(parser.parse_args().base), end="")
     if git("status", "--porcelain", "--untracked-files=no"):
         print("note: what is not committed is not in this report", file=sys.stderr)
-    if arguments.out:
-        write_text(arguments.out, text)
-    else:
-        print(text, end="")
 
 
 def report(base: str) -> str:

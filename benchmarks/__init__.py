@@ -1,3 +1,3 @@
-"""Measurements beside the pipeline, on its kernels of linear algebra: `stages` sets them, before NumPy loads."""
+"""Measurements beside the pipeline, on its kernels of linear algebra: set before NumPy loads."""
 
-import stages  # noqa: F401
+import pipeline.run  # noqa: F401

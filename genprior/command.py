@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import genprior
-from genprior.files import InputError, whole_file
+from genprior.files import InputError, one_line_errors, whole_file
 from genprior.images import corners, cut_patches, join_patches, psnr_db, read_photograph, save_grid
 from genprior.operators import Identity, Inpainting
 from genprior.views import View
@@ -47,15 +47,14 @@ def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndar
 
 def seen_pixels(args: argparse.Namespace, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Which pixels of a picture of `size` are measured: bool, (H, W)."""
-    seen = np.ones(size, dtype=bool)
     if args.mask:
         seen = read(args.mask, args, shape) >= 0.5
         if seen.shape != size:
             raise InputError(f"{args.mask}: {list(seen.shape)} (height, width); {args.image} is {list(size)}")
-    elif args.missing:
+    else:
         # One patch's mask, over and over: patches with equal masks are restored together.
-        mask = np.random.default_rng([args.seed, 1]).random(shape) >= args.missing
-        seen = np.tile(mask, [-(-side // patch) for side, patch in zip(size, shape, strict=True)])[: size[0], : size[1]]
+        mask = np.random.default_rng([args.seed, 1]).random(shape) >= (args.missing or 0)
+        seen = np.pad(mask, [(0, side - patch) for side, patch in zip(size, shape, strict=True)], "wrap")
     if not cut_patches(seen, shape, args.stride, to_end=True).any((1, 2)).all():
         culprit = f"{args.mask}: black" if args.mask else f"--missing {args.missing}: nothing seen"
         raise InputError(f"{culprit} over whole patches of {shape}; smaller holes would be right")
@@ -75,8 +74,7 @@ def restore_picture(view: View, y: np.ndarray, seen: np.ndarray, args: argparse.
             x[rows] = found.mean(args.samples, args.seed) if args.samples else found.x
             done += len(rows)
             if sys.stderr.isatty():
-                end = "\n" if done == len(x) else ""
-                print(f"\r{done} of {len(x)} patches", end=end, file=sys.stderr, flush=True)
+                print(f"\r{done} of {len(x)} patches", end="\n" * (done == len(x)), file=sys.stderr, flush=True)
     return join_patches(x[:, 0].cpu().numpy(), y.shape, args.stride).clip(0, 1)
 
 
@@ -183,15 +181,5 @@ def main(words: list[str] | None = None) -> None:
     args = arguments(words)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
     torch.use_deterministic_algorithms(True)
-    try:
+    with one_line_errors("A smaller --crop or a larger --stride needs less."):
         args.work(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        sys.exit("error: out of memory; a smaller --crop or a larger --stride needs less")
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -1,5 +1,6 @@
 """Errors in one line, and files that are written whole or not at all."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,27 @@ class InputError(ValueError):
     def __str__(self) -> str:
         # Names of files and keys are the user's, and may hold anything.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
+
+@contextmanager
+def one_line_errors(advice: str = "") -> Iterator[None]:
+    """End the program with one line, and `advice` where memory is short, by what is the user's to mend; 130 by Ctrl-C.
+
+    Want of memory has a class in Python and NumPy; torch's, of a CPU and of the parts of CUDA, are known by their text.
+    """
+    signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a read-only folder
+        sys.exit(f"error: {error.filename or 'writing'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
+            raise
+        sys.exit(f"error: out of memory. {advice or ' '.join(str(error).split())[:300]}".rstrip())
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def find_prior(name: str | Path) -> Path:

@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -27,28 +27,22 @@ def read_photograph(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, on what it can read all the same
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file")
+        with warnings.catch_warnings(action="ignore"):  # of Pillow, on what it can read all the same
             return _read(path)
     except InputError:
         raise
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a picture: {reason}") from None
     except Exception as error:  # decoders raise nearly anything on damaged data
-        raise InputError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from None
+        damaged = f"not a picture (JPEG, PNG or TIFF), or damaged: {' '.join(str(error).split())}"
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or damaged}") from None
 
 
 def _read(path: Path) -> np.ndarray:
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image, _silenced():
             _check_size(image.size[::-1], path)
-            with _silenced() if image.format == "TIFF" else nullcontext():
-                image.load()
+            image.load()
             return _grey(ImageOps.exif_transpose(image), path)
     except Image.UnidentifiedImageError:
         return _deep_tiff(path)
@@ -90,22 +84,12 @@ def _deep_tiff(path: Path) -> np.ndarray:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would log is in our one line
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
-            shape = page.shape
-            if len(shape) in (2, 3):
-                _check_size(shape, path)
-                values = page.asarray()
-    except InputError:
-        raise
-    except Exception:  # also whatever its decoders raise on damaged data
-        raise InputError(f"{path}: not a picture (JPEG, PNG or TIFF), or damaged") from None
-    if len(shape) == 2:
-        return _eight_bit(values, path)
-    if len(shape) == 3 and shape[2] in (3, 4):
-        return _grey(Image.fromarray(_eight_bit(values, path)), path)
-    raise InputError(f"{path}: a TIFF of shape {shape}; (height, width[, 3 or 4]) would be right")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        if page.ndim not in (2, 3) or page.shape[2:] not in ((), (3,), (4,)):
+            raise InputError(f"{path}: a TIFF of shape {page.shape}; (height, width[, 3 or 4]) would be right")
+        _check_size(page.shape, path)
+        return _grey(Image.fromarray(_eight_bit(page.asarray(), path)), path)
 
 
 def _eight_bit(values: np.ndarray, path: Path) -> np.ndarray:

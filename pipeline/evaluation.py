@@ -16,11 +16,11 @@ from genprior.inversion import CONVERGED, search, starting_codes
 from genprior.operators import Identity
 from genprior.plan import Plan
 from genprior.restoration import Posterior, Restored, posterior, restore
-from genprior.sampling import ANNEALED, log_joint
+from genprior.sampling import ANNEALED, credible_interval, log_joint
 from genprior.streams import stream
 from genprior.views import Prior, View
 from pipeline.params import Evaluate, Params
-from pipeline.problems import Measured, interval_coverage, pose, reconstruction_measures
+from pipeline.problems import Measured, pose, reconstruction_measures
 
 REPRESENTATION_SIGMA = 0.01  # scales the energy of the best G(z) for a known patch, and moves nothing
 Rows = dict[str, dict[str, float]]  # measures by constraint
@@ -68,6 +68,12 @@ def solver_gap(view: View, problem: Measured, found: Restored, settings: Evaluat
     return (lowest - torch.minimum(lowest, longer)).mean().item()
 
 
+def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
+    """Share of pixels whose truth (N, ...) lies in the samples' (N, S, ...) credible interval: `level` is right."""
+    low, high = credible_interval(samples, level)
+    return ((truth >= low) & (truth <= high)).double().mean().item()
+
+
 def uncertainty(found: Posterior, x: Tensor) -> dict[str, float]:
     """How often intervals hold the truths x (N, 1, h, w), and how far to believe the sampler."""
     return {
@@ -95,13 +101,13 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> tuple[Rows, Ima
     settings, seed, posed = params.evaluate, params.seed, {name: params.problems[name]}
     count = min(settings.posterior_patches, len(x))
     (problem,) = pose(posed, x, seed)
-    rows, images = {}, {}
+    few, rows, images = replace(problem, y=problem.y[: settings.solver_patches]), {}, {}
     for constraint, view in views_of(prior).items():
         found = restored(view, problem, settings, seed)
         images[constraint] = found.x
         row = rows[constraint] = problem.measures(x, found.x)
         row["converged"] = found.status.count(CONVERGED) / len(x)
-        row["solver_gap"] = solver_gap(view, problem.of(settings.solver_patches), found, settings, seed)
+        row["solver_gap"] = solver_gap(view, few, found, settings, seed)
 
         # The control: truths that the prior itself drew, so that only noise and ambiguity are left.
         own = view.sample(count, stream(seed, "control"))

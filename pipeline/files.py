@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,21 +43,28 @@ def write_metrics(path: str | Path, values: Mapping, digits: int = 6) -> None:
 
     Raises InputError for a value that is not finite: in a metric difference it would show as changed for ever.
     """
-    text = json.dumps(_rounded(values, digits, Path(path).stem), indent=2, sort_keys=True)
-    write_text(path, text + "\n")
-
-
-def _rounded(value: object, digits: int, key: str) -> object:
-    if isinstance(value, Mapping):
-        return {name: _rounded(inner, digits, f"{key}.{name}") for name, inner in value.items()}
-    if isinstance(value, bool | str | int):
-        return value
-    number = float(value)
-    if not math.isfinite(number):
-        raise InputError(f"{key} came out as {number}; no such number goes into the metrics")
-    return float(f"{number:.{digits}g}")
+    for key, value in flat(values, f"{Path(path).stem}.").items():
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise InputError(f"{key} came out as {float(value)}; no such number goes into the metrics")
+    text = json.dumps(values, default=float)  # NumPy's and torch's numbers
+    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.{digits}g}"))
+    write_text(path, json.dumps(rounded, indent=2, sort_keys=True) + "\n")
 
 
 def write_csv(path: str | Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV with plain line feeds and numbers of 6 significant digits."""
     write_text(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested values by dotted key."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    header = list(header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))

@@ -44,47 +44,21 @@ def minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return softplus(-real).mean() + softplus(fake).mean()
 
 
-def minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """E log(1 - D(G(z))) from logits: the other side of the same game. Goodfellow et al. 2014, equation 1."""
-    return -softplus(fake).mean()
-
-
 def non_saturating_generator(real: Tensor, fake: Tensor) -> Tensor:
     """-E log D(G(z)) from logits. Goodfellow et al. 2014, section 3."""
     return softplus(-fake).mean()
 
 
-def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """E softplus(-(D(x) - D(G(z)))) over pairs of logits. Jolicoeur-Martineau 2019, section 3."""
-    return softplus(fake - real).mean()
-
-
-def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """E softplus(-(D(G(z)) - D(x))) over pairs of logits: the relativistic discriminator's loss with roles swapped."""
-    return softplus(real - fake).mean()
-
-
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))). Miyato et al. 2018, equation 16."""
-    return relu(1 - real).mean() + relu(1 + fake).mean()
-
-
-def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """E D(G(z)) - E D(x): minus the Kantorovich dual, for a D of Lipschitz constant 1. Arjovsky et al. 2017."""
-    return fake.mean() - real.mean()
-
-
-def mean_generator(real: Tensor, fake: Tensor) -> Tensor:
-    """-E D(G(z)), the generator's side of the hinge and of the Wasserstein loss."""
-    return -fake.mean()
-
-
-ADVERSARIAL = {
-    "relativistic": (relativistic_discriminator, relativistic_generator),
+ADVERSARIAL = {  # the discriminator's loss and the generator's, from logits of real and generated patches
+    # E softplus(-(D(x) - D(G(z)))) over pairs; then with roles swapped. Jolicoeur-Martineau 2019, section 3
+    "relativistic": (lambda real, fake: softplus(fake - real).mean(), lambda real, fake: softplus(real - fake).mean()),
     "non_saturating": (minimax_discriminator, non_saturating_generator),
-    "minimax": (minimax_discriminator, minimax_generator),
-    "hinge": (hinge_discriminator, mean_generator),
-    "wasserstein": (wasserstein_discriminator, mean_generator),
+    # E log(1 - D(G(z))): the other side of the same game. Goodfellow et al. 2014, equation 1
+    "minimax": (minimax_discriminator, lambda real, fake: -softplus(fake).mean()),
+    # E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))), and -E D(G(z)). Miyato et al. 2018, equations 16 and 17
+    "hinge": (lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(), lambda real, fake: -fake.mean()),
+    # E D(G(z)) - E D(x): minus the Kantorovich dual, for a D of Lipschitz constant 1. Arjovsky et al. 2017
+    "wasserstein": (lambda real, fake: fake.mean() - real.mean(), lambda real, fake: -fake.mean()),
 }
 
 

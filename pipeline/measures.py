@@ -71,47 +71,39 @@ def collapse(real: Tensor, fake: Tensor, neighbours: int) -> dict[str, float]:
     return {"coverage": found["coverage"], "recall": found["recall"], "spread": spread(real, fake)}
 
 
-def squared_mmd(real: Tensor, fake: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of two sets (N, ...), Gaussian kernel; may fall below 0 by chance.
+def mmd_kernel(real: Tensor, fake: Tensor) -> Tensor:
+    """exp(-d² / (2 s²)) between all of two sets (N, ...) and (M, ...), 0 of one with itself: float64, (N + M, N + M).
 
-    exp(-d² / (2 s²)), s the median distance among real samples. Gretton et al. 2012, equation 3.
+    d: distances; s: their median among real samples.
     """
-    real, fake = real.flatten(1).double(), fake.flatten(1).double()
-    within = torch.cdist(real, real)
+    both = torch.cat([real, fake]).flatten(1).double()
+    distance = torch.cdist(both, both)
     upper = torch.triu_indices(len(real), len(real), 1)
-    width = within[upper[0], upper[1]].median()
+    return torch.exp(-distance.square() / (2 * distance[upper[0], upper[1]].median() ** 2)).fill_diagonal_(0)
 
-    def kernel(distance: Tensor) -> Tensor:
-        return torch.exp(-distance.square() / (2 * width**2))
 
-    def mean_without_diagonal(matrix: Tensor) -> Tensor:
-        count = len(matrix)
-        return (matrix.sum() - matrix.diagonal().sum()) / (count * (count - 1))
+def squared_mmd(real: Tensor, fake: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy of two sets, kernel `mmd_kernel`; may fall below 0 by chance.
 
-    return float(
-        mean_without_diagonal(kernel(within))
-        + mean_without_diagonal(kernel(torch.cdist(fake, fake)))
-        - 2 * kernel(torch.cdist(real, fake)).mean()
-    )
+    Gretton et al. 2012, equation 3.
+    """
+    kernel, n, m = mmd_kernel(real, fake), len(real), len(fake)
+    within = kernel[:n, :n].sum() / (n * (n - 1)) + kernel[n:, n:].sum() / (m * (m - 1))
+    return float(within - 2 * kernel[:n, n:].mean())
 
 
 def mmd_p_value(real: Tensor, fake: Tensor, permutations: int, generator: torch.Generator) -> float:
     """How often two sets of as many samples (N, ...) get a squared MMD as large when their union is split at random.
 
-    Small where the two differ; at least 1 / (permutations + 1). Gretton et al. 2012, section 5; kernel: `squared_mmd`.
+    Small where the two differ; at least 1 / (permutations + 1). Gretton et al. 2012, section 5; kernel: `mmd_kernel`.
     """
-    count = len(real)
-    both = torch.cat([real, fake]).flatten(1).double()
-    distance = torch.cdist(both, both)
-    upper = torch.triu_indices(count, count, 1)
-    kernel = torch.exp(-distance.square() / (2 * distance[upper[0], upper[1]].median() ** 2))
-    kernel.fill_diagonal_(0)
+    count, kernel = len(real), mmd_kernel(real, fake)
     # signs of the two groups, the true split first: within minus between is s^T kernel s
-    signs = torch.ones(2 * count, permutations + 1, dtype=both.dtype)
+    signs = torch.ones(2 * count, permutations + 1, dtype=kernel.dtype)
     signs[count:, 0] = -1
     for column in range(1, permutations + 1):
         signs[torch.randperm(2 * count, generator=generator)[:count], column] = -1
-    signs = signs.to(both.device)
+    signs = signs.to(kernel.device)
     within = (kernel.sum() + (signs * (kernel @ signs)).sum(0)) / 2
     between = kernel.sum() - within
     statistic = within / (count * (count - 1)) - between / count**2

@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
+from pipeline.files import flat, markdown
 from pipeline.params import Params
 from pipeline.tables import (
     NAMES,
@@ -30,26 +31,32 @@ LASSO = NAMES["lasso_dct"]
 LIKELIHOOD = ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
 
 
-def render(table: pd.DataFrame, params: Params, folder: Path) -> str:
-    """The HTML page, with the pictures in `folder` inside it."""
+def render(template: str, table: pd.DataFrame, params: Params, folder: Path) -> str:
+    """A template of this folder, page.html.j2 or index.md.j2, filled with the numbers and the pictures in `folder`."""
     problems, counts = list(params.problems), params.crossover.measurements
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
+        keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"title": title, "leaves": leaves}
+    environment.filters |= {"title": title, "leaves": leaves, "markdown": as_markdown}
     counted = table[(table.problem == "patches") & table.measure.isin(["patches", "photographs"])]
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         settings=params.model_dump(mode="json"),
         patches=counted.pivot(index="method", columns="measure", values="value").astype(int).to_dict("index"),
         priors={name: NAMES[name] for name in PRIORS},
         lasso=LASSO,
+        floor=FLOOR,
+        pictures=sorted(file.stem for file in folder.glob("*.png")),
         picture=lambda name: picture(folder / f"{name}.png"),
         tables=tables(table, problems, counts),
-        rankings={problem: ranking(table, problem) for problem in problems},
+        rankings={
+            problem: dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
+            for problem in problems
+        },
         sweep={"counts": counts} | dots(table, crossover(with_prior(table), counts)),
         chapter={
             " ".join([row.method, *([] if row.constraint == "none" else [row.constraint]), row.measure]): row.value
@@ -58,37 +65,10 @@ def render(table: pd.DataFrame, params: Params, folder: Path) -> str:
     )
 
 
-def index(table: pd.DataFrame, params: Params, pictures: list[str]) -> str:
-    """The Markdown index: a table each of restorations, samples and likelihood, links to the pictures."""
-    tabled = tables(table, list(params.problems), params.crossover.measurements)
-    links = ", ".join(f"[{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in sorted(pictures))
-    parts = [
-        "# Report",
-        "`make report` writes `data/report.html`: all of this run on one page, with how to read it. Every number is in "
-        f"[table.csv](table.csv). Seed {params.seed}.",
-        "## Restoration",
-        "![PSNR of posterior means and classical methods over the linear Gaussian's](psnr.png)",
-        "PSNR in dB. A prior's plain name is confined to its range; `relaxed` has the residual covariance too.",
-        markdown(tabled["psnr"], "method"),
-        "## Samples",
-        "![Samples of every prior beside real patches](samples.png)",
-        f"Against real patches: near the line `{FLOOR}` is the aim.",
-        markdown(tabled["sets"], "samples"),
-        "## Likelihood",
-        "log p(x) of held-out patches, in nats per pixel.",
-        markdown(tabled["likelihood"], "prior"),
-        "## Pictures",
-        links,
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown(cells: dict, corner: str) -> str:
+def as_markdown(cells: dict, corner: str) -> str:
     """One of `tables` as Markdown, the marked cells bold."""
-    rows = [[corner, *map(title, cells["columns"])], ["---"] * (len(cells["columns"]) + 1)]
-    for name, row in cells["rows"].items():
-        rows.append([name, *(f"**{text}**" if best else text for text, best in row)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = ([name, *(f"**{text}**" if best else text for text, best in row)] for name, row in cells["rows"].items())
+    return markdown([corner, *map(title, cells["columns"])], rows)
 
 
 def picture(file: Path) -> dict:
@@ -99,15 +79,10 @@ def picture(file: Path) -> dict:
     return {"uri": uri, "width": width, "height": height}
 
 
-def leaves(values: dict, prefix: str = "") -> dict[str, str]:
+def leaves(values: dict) -> dict[str, str]:
     """Nested values as {"block.key": text}."""
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return found
+    as_text = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)  # noqa: E731
+    return {key: as_text(value) for key, value in flat(values).items()}
 
 
 def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[str, dict]:
@@ -157,31 +132,24 @@ def cells(frame: pd.DataFrame, of: str | None = None, marked: bool | list[str] =
 
     of: the measure of all columns; without it, each is named after its own. aim: the row that others should be near.
     """
-    shown, best = pd.DataFrame(index=frame.index), {}
+    rows = {name: [] for name in frame.index}
     for column, values in frame.items():
-        measure = measure_of(of or column)
-        shown[column] = [number(value, measure.digits) for value in values]
+        measure, best = measure_of(of or column), None
+        texts = values.map(lambda value, digits=measure.digits: number(value, digits))
         if (marked is True or (marked and column in marked)) and values.notna().any():
             if aim is not None:
                 score = -(values - values[aim]).abs().drop(aim)
             else:
                 score = {"higher": values, "lower": -values}[measure.better]
-            best[column] = shown.loc[score.idxmax(), column]
-    rows = {
-        name: [(text, text == best.get(column) and name != aim) for column, text in row.items()]
-        for name, row in shown.iterrows()
-    }
+            best = texts[score.idxmax()]
+        for name, text in texts.items():
+            rows[name].append((text, text == best and name != aim))
     return {"columns": list(frame), "rows": rows}
 
 
 def number(value: float, digits: int) -> str:
     """A number with a true minus sign, which is as wide as a digit; nothing where there is none."""
     return "" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def ranking(table: pd.DataFrame, problem: str) -> dict:
-    """Every method's PSNR in one problem as a dot, the best first."""
-    return dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
 
 
 def dots(table: pd.DataFrame, psnr: pd.DataFrame) -> dict:

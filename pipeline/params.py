@@ -22,7 +22,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
 Size = Annotated[int, Field(gt=0, le=16_384)]
-Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Hidden = Annotated[list[Size], Field(min_length=1, max_length=16)]
 File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4000)]
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "tanh"]
@@ -43,26 +42,12 @@ class ExtractPatches(Settings):
     validation: Annotated[list[File], Field(min_length=1)]
     test: Annotated[list[File], Field(min_length=1)]
     scenes: list[Annotated[list[File], Field(min_length=2)]]
-    image_size: Size | Pair | None
+    image_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] | None
     crop: Annotated[list[Annotated[int, Field(ge=0, le=16_384)]], Field(min_length=4, max_length=4)] | None
     patch_size: Annotated[list[Annotated[int, Field(ge=2, le=MOST_PIXELS)]], Field(min_length=2, max_length=2)]
     stride: Size
     symmetries: bool
     max_patches: Annotated[int, Field(ge=2, le=10_000_000)]
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (pixels := math.prod(self.patch_size)) > MOST_PIXELS:
-            raise ValueError(
-                f"extract_patches.patch_size = {self.patch_size} has {pixels} pixels, not {MOST_PIXELS} at most"
-            )
-        split_of = {PurePosixPath(f): name for name in ("train", "validation", "test") for f in getattr(self, name)}
-        for scene in self.scenes:
-            splits = {file: split_of[PurePosixPath(file)] for file in scene if PurePosixPath(file) in split_of}
-            if len(set(splits.values())) > 1:
-                where = ", ".join(f"{file} in {split}" for file, split in splits.items())
-                raise ValueError(f"extract_patches.scenes: one scene in two splits ({where}); keep it in one")
-        return self
 
 
 class Network(Settings):
@@ -89,20 +74,6 @@ class TrainVAE(Training):
     objective: Literal["elbo", "chapter"]
     beta: NonNegative
     chapter_steps: Count
-
-    @model_validator(mode="after")
-    def _chapter_trains_no_noise(self) -> Self:
-        if self.objective == "chapter" and self.noise != "fixed":
-            raise ValueError(
-                f"train_vae.noise = '{self.noise}': the mean squared error of train_vae.objective = 'chapter' "
-                "trains no noise; 'fixed' would be right"
-            )
-        if self.objective == "chapter" and self.beta < 1e-6:
-            raise ValueError(
-                f"train_vae.beta = {self.beta}: the chapter's objective takes its noise from it; "
-                "at least 1e-6 would be right"
-            )
-        return self
 
 
 class TrainGAN(Training):
@@ -238,9 +209,22 @@ class Params(Settings):
         return self
 
     def _clashes(self) -> Iterator[str]:
-        """What the blocks allow one by one, and not together."""
-        sides, n = self.extract_patches.patch_size, math.prod(self.extract_patches.patch_size)
+        """What the keys allow one by one, and not together."""
+        patches, vae = self.extract_patches, self.train_vae
+        sides, n = patches.patch_size, math.prod(patches.patch_size)
         counts, fitted = self.crossover.measurements, self.baselines.mixture_patches
+        if n > MOST_PIXELS:
+            yield f"extract_patches.patch_size = {sides} has {n} pixels, not {MOST_PIXELS} at most"
+        split_of = {PurePosixPath(f): name for name in ("train", "validation", "test") for f in getattr(patches, name)}
+        for scene in patches.scenes:
+            splits = {file: split_of[PurePosixPath(file)] for file in scene if PurePosixPath(file) in split_of}
+            if len(set(splits.values())) > 1:
+                where = ", ".join(f"{file} in {split}" for file, split in splits.items())
+                yield f"extract_patches.scenes: one scene in two splits ({where}); keep it in one"
+        if vae.objective == "chapter" and vae.noise != "fixed":
+            yield f"train_vae.noise = '{vae.noise}': train_vae.objective = 'chapter' trains no noise; 'fixed' is right"
+        if vae.objective == "chapter" and vae.beta < 1e-6:
+            yield f"train_vae.beta = {vae.beta}: the chapter takes its noise from it; at least 1e-6 would be right"
         for name, problem in self.problems.items():
             if problem.operator == "downsample" and any(side % problem.factor for side in sides):
                 yield f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"

@@ -7,21 +7,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from genprior.files import whole_file
 from genprior.images import tile
 
-matplotlib.rcParams.update(
-    {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.dpi": 120,
-        "legend.frameon": False,
-    }
-)
+matplotlib.rc("font", size=9)
+matplotlib.rc("axes", titlesize=10)
+matplotlib.rc("axes.spines", top=False, right=False)
+matplotlib.rc("figure", dpi=120)
+matplotlib.rc("legend", frameon=False)
 
 
 def save_figure(path: str | Path, figure: Figure) -> None:
@@ -104,27 +99,21 @@ def crossover_figure(
     reference = beside[0]
     # A colour for each method, with a residual model or without; black for what stands in both panels.
     methods = list(dict.fromkeys(name.split(",")[0] for name in (*ranges.index, *others.index) if name not in beside))
-    styles = dict(zip(beside, ("-", "--", "-."), strict=False))
+    colours = {
+        name: "black" if name in beside else f"C{methods.index(name.split(',')[0])}"
+        for name in (*ranges.index, *others.index)
+    }
 
-    def draw(axis: Axes, table: pd.DataFrame, name: str) -> str:
-        if name in styles:
-            colour, style = "black", {"linestyle": styles[name]}
-        else:
-            one_mode = {"linestyle": "--"} if name.endswith(", relaxed") else {}
-            colour = f"C{methods.index(name.split(',')[0])}"
-            style = {"marker": "o", "markersize": 3, **one_mode}
-        axis.plot(table.columns, table.loc[name], color=colour, linewidth=1.2, label=name, **style)
-        return colour
+    def draw(axis: Axes, table: pd.DataFrame) -> None:
+        for name, psnr in table.iterrows():
+            dashed = name in beside[1:] or name.endswith(", relaxed")
+            style = {"color": colours[name], "linestyle": "--" if dashed else "-", "linewidth": 1.2, "label": name}
+            axis.plot(psnr.index, psnr, marker="" if name in beside else "o", markersize=3, **style)
 
-    for name in ranges.index:
-        colour = draw(left, ranges, name)
-        if name in floors:
-            left.axhline(floors[name], color=colour, linestyle=":", linewidth=1)
-    over = others - others.loc[reference]
-    for name in beside:
-        draw(left, others, name)
-    for name in over.index.drop(reference):
-        draw(right, over, name)
+    draw(left, pd.concat([ranges, others.loc[beside]]))
+    for name, floor in floors.items():
+        left.axhline(floor, color=colours[name], linestyle=":", linewidth=1)
+    draw(right, (others - others.loc[reference]).drop(index=reference))
     right.axhline(0, color="black", linewidth=1.2)
     left.set(title="confined to a range", ylabel="PSNR [dB]")
     right.set(title="with residual models, and classical", ylabel=f"PSNR over the {reference}'s [dB]")
@@ -136,28 +125,4 @@ def crossover_figure(
     left.legend(fontsize=8)
     right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
-    save_figure(path, figure)
-
-
-def objective_figure(path: str | Path, table: pd.DataFrame) -> None:
-    """Objective against seconds, both logarithmic: a panel for each prior and problem, a line for each solver.
-
-    table: columns prior, problem, solver, seconds, objective.
-    """
-    groups = list(table.groupby(["prior", "problem"], sort=False))
-    across = table.problem.nunique()
-    figure = Figure((3.3 * across, 0.87 * len(groups)))
-    axes = figure.subplots(-(-len(groups) // across), across)
-    for axis, ((prior, problem), rows) in zip(axes.flat, groups, strict=True):
-        for i, solver in enumerate(table.solver.unique()):  # in every panel the same colour
-            line = rows[rows.solver == solver].sort_values("seconds")
-            axis.plot(line.seconds, line.objective, marker="o", markersize=3, color=f"C{i}", label=solver)
-        axis.set(title=f"{prior}, {problem}", xscale="log", yscale="log", xlabel="seconds", ylabel="objective")
-        for ticks in (axis.xaxis, axis.yaxis):  # few plain numbers, of which half a decade would hold one or two
-            low, high = ticks.get_view_interval()
-            ticks.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
-            ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ticks.set_minor_formatter(NullFormatter())
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=table.solver.nunique())
-    figure.tight_layout(rect=(0, 0, 1, 0.96))  # below the legend
     save_figure(path, figure)

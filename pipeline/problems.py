@@ -1,7 +1,7 @@
 """The inverse problems of params.yaml: posed on patches, and how well estimates solve them."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,6 @@ class Measured:
     sigma: float
     y: Tensor
 
-    def of(self, count: int) -> "Measured":
-        """The same problem for the first `count` patches."""
-        return replace(self, y=self.y[:count])
-
     def measures(self, x: Tensor, estimate: Tensor) -> dict[str, float]:
         """`reconstruction_measures` of estimates x̂ against x, both (N, 1, h, w), and the root mean square of K x̂ - y.
 
@@ -78,18 +74,3 @@ def reconstruction_measures(x: Tensor, estimate: Tensor) -> dict[str, float]:
         "psnr_db": psnr_db(error.mean()),
         "relative_error": math.sqrt(float(error.sum() / x.square().sum())),
     }
-
-
-def interval_coverage(samples: Tensor, truth: Tensor, level: float) -> float:
-    """Share of pixels whose truth lies in the central credible interval of the samples: in [0, 1], `level` is right.
-
-    samples: (N, S, ...), S > 1; truth: (N, ...); level: 0.9 for the interval between the 5 % and 95 % quantiles.
-    The p-quantile is the p (S + 1)-th smallest sample (Hyndman & Fan 1996, definition 6): a truth of the samples' law
-    lies between two with probability `level` where p (S + 1) is whole, as for S = 19 and 99, within 0.01 of it else.
-    Torch's own, the (1 + p (S - 1))-th, leave it out too often. With S < 2 / (1 - level) - 1 samples the outermost are
-    taken, which hold less.
-    """
-    count = samples.shape[1]
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
-    low, high = samples.quantile(((tails * (count + 1) - 1) / (count - 1)).clamp(0, 1), dim=1)
-    return ((truth >= low) & (truth <= high)).double().mean().item()

@@ -112,8 +112,8 @@ def main() -> None:
         pictures.curve_figure(TARGET / f"{name}.png", panels, shared=name != "curves")
     draw_errors(table, x, params)
     write_csv(TARGET / "table.csv", table)
-    write_text(TARGET / "README.md", page.index(table, params, [file.name for file in TARGET.glob("*.png")]))
-    write_text("data/report.html", page.render(table, params, TARGET))
+    write_text(TARGET / "README.md", page.render("index.md.j2", table, params, TARGET))
+    write_text("data/report.html", page.render("page.html.j2", table, params, TARGET))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from itertools import product
 import pytest
 import torch
 from conftest import needs_gpu
+from genprior.posterior import laplace_mixture, posterior_mean, sample_posterior
 
 from examples.operators import PhaselessFourier, Saturation
 from genprior.energies import RangeEnergy, by_parts, cross_energies, relaxed_energy
 from genprior.inversion import screen, search
 from genprior.networks import Prior
-from genprior.posterior import laplace_mixture, posterior_mean, sample_posterior
 from pipeline.params import Network
 from pipeline.problems import build_operator
 from stages import train_vae

@@ -18,7 +18,7 @@ from genprior.views import Prior
 from pipeline import evaluation
 from pipeline.params import Evaluate, Network, TrainVAE
 from pipeline.patches import to_unit
-from pipeline.problems import interval_coverage, pose, reconstruction_measures
+from pipeline.problems import pose, reconstruction_measures
 from stages import train_vae
 
 SETTINGS = Evaluate(
@@ -121,9 +121,11 @@ def test_credible_intervals_on_truths_from_the_prior(prior, params):
     assert found.x.shape == (48, 200, 1, 8, 8)
     assert found.mean.shape == found.std.shape == own.shape
     for level, tolerance in ((0.9, 0.05), (0.5, 0.08)):
-        assert interval_coverage(found.x, own, level) == pytest.approx(level, abs=tolerance)
+        assert evaluation.interval_coverage(found.x, own, level) == pytest.approx(level, abs=tolerance)
         low, high = found.interval(level)
-        assert ((own >= low) & (own <= high)).double().mean().item() == interval_coverage(found.x, own, level)
+        assert ((own >= low) & (own <= high)).double().mean().item() == evaluation.interval_coverage(
+            found.x, own, level
+        )
 
 
 def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):

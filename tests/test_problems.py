@@ -4,7 +4,8 @@ import skimage.metrics
 import torch
 
 from genprior.images import psnr_db
-from pipeline.problems import interval_coverage, reconstruction_measures
+from pipeline.evaluation import interval_coverage
+from pipeline.problems import reconstruction_measures
 
 
 def test_psnr_is_scikit_images():

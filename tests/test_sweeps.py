@@ -1,8 +1,10 @@
 """Sweeps as docs/sweeps.md has them, on a small pipeline in the real one's forms, and the table over seeds."""
 
 import csv
+import json
 import re
 import statistics
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -144,18 +146,33 @@ def test_table_is_mean_and_standard_error_over_seeds():
     assert seed_table.seed_table({"10-0": found["10-0"]}, "*.psnr_db").splitlines()[2] == "| vae.psnr_db | 20.1 |"
 
 
-def test_table_refuses_what_it_can_not_compare(capsys):
+def test_differences_are_paired_seed_by_seed():
+    found = {}
+    for seed, level in enumerate((20.0, 30.0, 25.0)):
+        metrics = {"ae.mean.cs_50.psnr_db": level + 1 + seed / 10, "pca.range.cs_50.psnr_db": level, "ae.kl": 1.0}
+        found[f"{seed}"] = {"seed": seed}, metrics
+    lines = seed_table.seed_table(found, over="pca.range").splitlines()
+    assert lines[2:] == ["| ae.mean.cs_50.psnr_db | 1.100 ± 0.058 |"]  # 0.1 / √3
+    with pytest.raises(InputError, match="fits no metric"):
+        seed_table.seed_table(found, over="nobody.range")
+
+
+def test_table_refuses_what_it_can_not_compare(capsys, monkeypatch):
+    def experiments(names: list[str], shown: list[dict]) -> dict:
+        monkeypatch.setattr(seed_table, "output", lambda *command: SimpleNamespace(stdout=json.dumps(shown)))
+        return seed_table.experiments(names)
+
     good = experiment("good", {"seed": 0, "a": 1}, {"m": 1.0})
     every = [good, *(experiment(state, {"seed": 1, "a": 1}, {"m": 1.0}, state) for state in ("failed", "queued"))]
     shown = [{"experiments": every}]
-    assert list(seed_table.experiments(shown, [])) == ["good"]
+    assert list(experiments([], shown)) == ["good"]
     assert "did not finish: failed, queued" in capsys.readouterr().err
     with pytest.raises(InputError, match="NAME = 'failed': did not finish"):
-        seed_table.experiments(shown, ["good", "failed"])
+        experiments(["good", "failed"], shown)
     with pytest.raises(InputError, match="NAME = 'nobody': no such experiment; there is good"):
-        seed_table.experiments(shown, ["nobody"])
+        experiments(["nobody"], shown)
     with pytest.raises(InputError, match="no finished experiment"):
-        seed_table.experiments([{"experiments": None}], [])
+        experiments([], [{"experiments": None}])
     with pytest.raises(InputError, match=r"--metrics = 'x\*': fits no metric"):
         seed_table.seed_table({"good": ({"seed": 0}, {"m": 1.0})}, "x*")
     with pytest.raises(InputError, match="seed: not there"):

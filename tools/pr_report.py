@@ -1,10 +1,10 @@
 """What a branch changes, as Markdown for a pull request: parameters, metrics and pictures.
 
     python -m tools.pr_report main                   # the commit HEAD against where it left main
-    python -m tools.pr_report main --out report.md
+    python -m tools.pr_report main > report.md
 
 The numbers are those of `dvc params diff` and `dvc metrics diff`. A metric has moved when its two values differ by more
-than its measure's own noise, which pipeline/tables.py knows, and by more than one in the sixth significant digit, the
+than its measure's own noise, as docs/metrics.md has it, and by more than one in the sixth significant digit, the
 last that the pipeline writes. On GitHub, where GITHUB_REPOSITORY is set, pictures are shown by the address of their
 commit, elsewhere by their path.
 """
@@ -13,23 +13,21 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 from itertools import groupby
-from pathlib import PurePosixPath
 from statistics import median
 from typing import NamedTuple
 from urllib.parse import quote
 
 from genprior.files import InputError
-from pipeline.files import write_text
+from pipeline.files import markdown
 from pipeline.run import run
 from pipeline.tables import measure_of, title
+from tools import output
 
 MARKER = "<!-- genprior: what this branch changes -->"  # by which the workflow finds its comment again
 MOST_BYTES = 65_000  # GitHub takes comments of 65,536 characters
 DIGITS = 6
-PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".gif"}
 
 
 class Row(NamedTuple):
@@ -47,14 +45,15 @@ class Row(NamedTuple):
     @property
     def change(self) -> float | None:
         """after − before, where both are finite numbers."""
-        pair = (self.before, self.after)
-        if any(isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 for value in pair):
-            return None
-        return None if math.isnan(self.after - self.before) else self.after - self.before
+        for value in (self.before, self.after):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+                return None
+        return self.after - self.before
 
     @property
-    def largest(self) -> float:
-        return max(abs(self.before), abs(self.after))
+    def share(self) -> float:
+        """The change over the larger of the two values; inf for what is new, gone or no number."""
+        return math.inf if self.change is None else abs(self.change) / max(abs(self.before), abs(self.after))
 
     @property
     def differs(self) -> bool:
@@ -63,27 +62,20 @@ class Row(NamedTuple):
     @property
     def moved(self) -> bool:
         """Whether it differs by more than its own noise and one in the sixth digit, which a whole number lacks."""
-        if self.change is None:
-            return self.differs
-        known, digit = measure_of(self.measure), 0.0
-        if self.largest and not isinstance(self.change, int):
-            # Half a unit of slack: the difference of two decimals is not exact.
-            digit = 1.5 * 10.0 ** (math.floor(math.log10(self.largest)) + 1 - DIGITS)
-        return abs(self.change) > max(digit, known.own_noise(self.largest) * (1 + 1e-9) if known else 0.0)
+        if not self.change:
+            return self.differs and self.change is None
+        known, largest = measure_of(self.measure), max(abs(self.before), abs(self.after))
+        # Half a unit of slack: the difference of two decimals is not exact.
+        digit = 0 if isinstance(self.change, int) else 1.5 * 10.0 ** (math.floor(math.log10(largest)) + 1 - DIGITS)
+        return abs(self.change) > max(digit, known.own_noise(largest) * (1 + 1e-9) if known else 0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="the branch or commit to compare with, e.g. main")
-    parser.add_argument("--out", help="a file to write; without it, the report is printed")
-    arguments = parser.parse_args()
-    text = report(arguments.base)
+    print(report(parser.parse_args().base), end="")
     if git("status", "--porcelain", "--untracked-files=no"):
         print("note: what is not committed is not in this report", file=sys.stderr)
-    if arguments.out:
-        write_text(arguments.out, text)
-    else:
-        print(text, end="")
 
 
 def report(base: str) -> str:
@@ -91,56 +83,36 @@ def report(base: str) -> str:
 
     Raises InputError where `base` names no commit, shares no history with HEAD, or a metric or parameter is unreadable.
     """
-    before, after = common_commit(base), git("rev-parse", "HEAD").strip()
+    before, after = common_commit(base), git("rev-parse", "HEAD")
     parameters, metrics = (differences(kind, before, after) for kind in ("params", "metrics"))
     head = f"Commit `{after[:7]}` against `{before[:7]}`, where it left {code(base)}."
-    return assemble(head, parameters, metrics, changed_pictures(before, after), before, after)
+    return assemble(head, parameters, metrics, changed_pictures(before, after))
 
 
-def assemble(
-    head: str, parameters: list[Row], metrics: list[Row], pictures: dict[str, str], before: str, after: str
-) -> str:
-    """The report as text, every table cut to as many rows as fit a comment."""
+def assemble(head: str, parameters: list[Row], metrics: list[Row], pictures: list[str]) -> str:
+    """The report as text, every list cut to as many entries as fit a comment."""
     for most in (10_000, 500, 200, 100, 50, 25, 10, 5, 0):
-        parts = [
-            f"{MARKER}\n## What this branch changes",
-            head,
-            parameters_part(parameters, most),
-            *metrics_part(metrics, most),
-            *pictures_part(pictures, before, after, most),
-        ]
-        text = "\n\n".join(parts) + "\n"
+        parts = [f"{MARKER}\n## What this branch changes", head, parameters_part(parameters, most)]
+        parts += [*metrics_part(metrics, most), f"**Pictures:** {len(pictures) or 'none'} changed.", *pictures[:most]]
+        text = "\n\n".join(parts) + left_out(pictures, most) + "\n"
         if len(text.encode()) <= MOST_BYTES:
             break
     return text
 
 
-def output(*command: str) -> subprocess.CompletedProcess:
-    """What a command leaves; InputError with its first line where it fails."""
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
-    if done.returncode:
-        said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
-        raise InputError(f"{' '.join(command[-5:])}: {said[0] if said else f'exit code {done.returncode}'}")
-    return done
-
-
 def git(*arguments: str) -> str:
     """What a git command prints."""
-    return output("git", *arguments).stdout
+    return output("git", *arguments).stdout.strip()
 
 
 def common_commit(base: str) -> str:
     """The newest commit that HEAD and `base` share: what came to `base` since is no change of this branch."""
     git("rev-parse", "HEAD")  # where this fails, its own line says why
-    for command, wrong in (
-        (["rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}"], "no such commit here; try origin/main"),
-        (["merge-base", base, "HEAD"], "shares no commit with HEAD; fetch the whole history"),
-    ):
-        try:
-            commit = git(*command).strip()
-        except InputError:
-            raise InputError(f"BASE = '{base}': {wrong}") from None
-    return commit
+    try:
+        return git("merge-base", git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}"), "HEAD")
+    except InputError:
+        wrong = "no commit here that HEAD goes back to; fetch the whole history, or try origin/main"
+        raise InputError(f"BASE = '{base}': {wrong}") from None
 
 
 def differences(kind: str, before: str, after: str) -> list[Row]:
@@ -165,17 +137,15 @@ def parameters_part(rows: list[Row], most: int) -> str:
 
 def metrics_part(rows: list[Row], most: int) -> list[str]:
     """How many metrics moved, a line for each measure, and the rows by file, those first that moved farthest."""
-    moved = [row for row in rows if row.moved]
+    moved = sorted((row for row in rows if row.moved), key=lambda row: (row.file, -row.share))
     parts = [f"**Metrics:** {len(moved)} of {len(rows)} moved by more than their own noise."]
     if within := sum(row.differs for row in rows) - len(moved):
         parts[0] += f" {within} more differ by no more than another CPU or Monte Carlo moves them: no finding."
     if numbers := [row for row in moved if row.change is not None]:
         parts.append(by_measure(numbers, most))
     for file, group in groupby(moved, key=lambda row: row.file):
-        # What is new, gone or no number comes before all changes.
-        far = sorted(group, key=lambda row: -math.inf if row.change is None else -abs(row.change) / row.largest)
-        lines = [[code(row.name), code(row.before), code(row.after), signed(row.change)] for row in far]
-        parts.append(folded(f"{file}: {len(far)} moved", table(["metric", "before", "after", "change"], lines, most)))
+        lines = [[code(row.name), code(row.before), code(row.after), signed(row.change)] for row in group]
+        parts.append(folded(f"{file}: {len(lines)} moved", table(["metric", "before", "after", "change"], lines, most)))
     return parts
 
 
@@ -183,30 +153,25 @@ def by_measure(rows: list[Row], most: int) -> str:
     """One line for each measure, those with a direction first: how many rows went up and down, and how far."""
     lines = []
     for name, group in groupby(sorted(rows, key=lambda row: row.measure), key=lambda row: row.measure):
-        changes = {row.name: row.change for row in group}
-        far, known = max(changes, key=lambda row: abs(changes[row])), measure_of(name)
+        known, far = measure_of(name), sorted(group, key=lambda row: abs(row.change))
         said = [title(name), known.better, known.noise] if known else ["", "", ""]
-        counts = [str(sum(sign * change > 0 for change in changes.values())) for sign in (1, -1)]
-        lines.append([code(name), *said, *counts, signed(median(changes.values())), signed(changes[far]), code(far)])
+        counts = [str(sum(sign * row.change > 0 for row in far)) for sign in (1, -1)]
+        middle = signed(median(row.change for row in far))
+        lines.append([code(name), *said, *counts, middle, signed(far[-1].change), code(far[-1].name)])
     header = ["measure", "what it is", "better", "own noise", "up", "down", "median change", "largest change", "where"]
     return table(header, sorted(lines, key=lambda line: not line[2]), most)
 
 
-def changed_pictures(before: str, after: str) -> dict[str, str]:
-    """The pictures under data/report/ that differ between two commits, each with A(dded), D(eleted) or M(odified)."""
+def changed_pictures(before: str, after: str) -> list[str]:
+    """The pictures under data/report/ that differ between two commits, each folded, before and after."""
     told = git("diff", "--name-status", "--no-renames", "-z", before, after, "--", "data/report").split("\0")
-    pairs = zip(told[1::2], told[::2], strict=False)
-    return {path: status for path, status in pairs if PurePosixPath(path).suffix.lower() in PICTURES}
-
-
-def pictures_part(pictures: dict[str, str], before: str, after: str, most: int) -> list[str]:
-    """The pictures that changed, before and after."""
-    parts = [f"**Pictures:** {len(pictures) or 'none'} changed.{left_out(pictures, most)}"]
-    for path, status in list(pictures.items())[:most]:
-        word = {"A": "new", "D": "removed"}.get(status, "changed")
-        old = "" if status == "A" else shown("before", path, before)
-        new = "" if status == "D" else shown("after", path, after)
-        parts.append(folded(f"{path}: {word}", f"| before | after |\n| --- | --- |\n| {old} | {new} |"))
+    parts = []
+    for status, path in zip(told[::2], told[1::2], strict=False):
+        if path.endswith((".png", ".jpg", ".jpeg", ".svg", ".gif")):
+            word = {"A": "new", "D": "removed"}.get(status, "changed")
+            old = "" if status == "A" else shown("before", path, before)
+            new = "" if status == "D" else shown("after", path, after)
+            parts.append(folded(f"{path}: {word}", markdown(["before", "after"], [[old, new]])))
     return parts
 
 
@@ -226,11 +191,10 @@ def folded(summary: str, content: str) -> str:
 
 def table(header: list[str], lines: list[list[str]], most: int) -> str:
     """A Markdown table of the first `most` lines; below it, how many it leaves out."""
-    rows = [header, ["---"] * len(header), *lines[:most]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + left_out(lines, most)
+    return markdown(header, lines[:most]) + left_out(lines, most)
 
 
-def left_out(lines: list | dict, most: int) -> str:
+def left_out(lines: list, most: int) -> str:
     """What to say below a list that shows only `most` of its lines."""
     return f"\n\n… and {len(lines) - most} more, left out to keep this short." if len(lines) > most else ""
 

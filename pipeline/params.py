@@ -4,9 +4,9 @@ import math
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
 from genprior.files import InputError
@@ -202,13 +202,7 @@ class Params(Settings):
         few, sigma = self.crossover.measurements, self.crossover.sigma
         return {f"m_{m}": CompressedSensing(operator="gaussian", measurements=m, sigma=sigma) for m in few}
 
-    @model_validator(mode="after")
-    def _blocks_agree(self) -> Self:
-        for line in self._clashes():
-            raise ValueError(line)
-        return self
-
-    def _clashes(self) -> Iterator[str]:
+    def clashes(self) -> Iterator[str]:
         """What the keys allow one by one, and not together."""
         patches, vae = self.extract_patches, self.train_vae
         sides, n = patches.patch_size, math.prod(patches.patch_size)
@@ -260,17 +254,18 @@ def check(values: object, where: str) -> Params:
     if not isinstance(values, dict):
         raise InputError(f"{where}: holds {type(values).__name__}, not blocks of parameters")
     try:
-        return Params.model_validate(values)
+        params = Params.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{where}: {_cut(_first_wrong(error, values))}") from None
+    for line in params.clashes():
+        raise InputError(f"{where}: {_cut(line)}")
+    return params
 
 
 def _first_wrong(error: ValidationError, values: dict) -> str:
     """The first wrong key with its value and all that is wrong about it."""
     first, *others = error.errors(include_url=False)
     key, value = _locate(first["loc"], values)
-    if first["type"] == "value_error":  # of a validator above, which names the key
-        return first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{key}.{first['loc'][-1]} is missing".removeprefix(".")
     if first["type"] in ("extra_forbidden", "invalid_key") or not key:

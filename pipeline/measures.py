@@ -76,7 +76,7 @@ def mmd_kernel(real: Tensor, fake: Tensor) -> Tensor:
 
     d: distances; s: their median among real samples.
     """
-    both = torch.cat([real, fake]).flatten(1).double()
+    both = torch.cat([real.flatten(1), fake.flatten(1)]).double()
     distance = torch.cdist(both, both)
     upper = torch.triu_indices(len(real), len(real), 1)
     return torch.exp(-distance.square() / (2 * distance[upper[0], upper[1]].median() ** 2)).fill_diagonal_(0)

@@ -262,16 +262,12 @@ def test_energy_is_the_gaussians(draw, name, kind, sigma):
 
     value, _ = energy.value_and_gradient(z, rows)
     cross, fisher = energy.of_all(z, rows), energy.gradient_and_fisher(z, rows)[1]
-    noisy, wider, typical = energy.of_all(z, rows, 0.7), [], image_law(moments, torch.zeros(3))[1]
     for i in range(4):
         (mean, covariance, matrix), prior = law(z[i]), 0.5 * z[i].square().sum()
         y = operator.A(x[i : i + 1]).flatten()
         expected = prior - MultivariateNormal(mean, covariance).log_prob(y)
         for found in (value[i], energy.value(z, rows)[i], cross[i, i]):
             close(found, expected)
-        further = matrix @ typical @ matrix.T + sigma**2 * torch.eye(len(matrix))
-        law_of_all = MultivariateNormal(mean, covariance + 0.7 * further)
-        wider.append(prior - law_of_all.log_prob(operator.A(x[:1]).flatten()))
         if name == "phaseless":
             continue
         slope, change = torch.func.jacfwd(lambda z: law(z)[:2])(z[i])
@@ -281,8 +277,8 @@ def test_energy_is_the_gaussians(draw, name, kind, sigma):
         x_mean, x_covariance = image_law(moments, z[i])
         gain = x_covariance @ matrix.T @ inverse
         close(energy.estimate(z, rows)[i].flatten(), x_mean + gain @ (y - mean))
-    close(noisy[:, 0] - noisy[0, 0], torch.stack(wider) - wider[0])  # up to a constant of each problem
     if name != "phaseless":
+        energy.covariance.dense_chunk = 1000
         drawn = energy.draw(z[3:].expand(20_000, 3), torch.full((20_000,), 3), draw).flatten(1)
         spread = x_covariance - gain @ matrix @ x_covariance
         largest = max(spread.diagonal().max().item(), 1e-9)
@@ -311,7 +307,7 @@ def test_inverse_root_in_halves_is_lapacks(draw, m, dtype, rtol, atol):
 )
 def test_non_linear_operators_are_solved(draw, name, constraint):
     energy = energies(draw, name)[constraint]
-    starts = torch.randn(12, 4, 3, generator=draw)
+    starts = torch.randn(6, 4, 3, generator=draw)
     ours, theirs = (
         best(energy, find(energy, starts, 60, halve_every=8)),
         best(energy, adam(energy, starts, 200, lr=0.05)),

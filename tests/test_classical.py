@@ -50,14 +50,6 @@ def test_lasso_meets_its_optimality_conditions(problem):
         np.testing.assert_allclose(gradient[~zero], -weight * np.sign(coefficients[~zero]), atol=1e-6 * weight)
 
 
-def test_lasso_does_not_depend_on_the_order_of_its_coefficients(problem):
-    matrix, y = problem
-    basis = dct_basis(6, 6)
-    shuffled = basis[:, [0, *(1 + np.random.default_rng(0).permutation(35))]]
-    found = [classical.lasso(matrix, order, y, [1e-5, 0.01]) for order in (basis, shuffled)]
-    np.testing.assert_allclose(*found, atol=1e-8)
-
-
 @pytest.mark.parametrize("latent_weight", [0.0, 0.1])
 def test_linear_prior_is_stacked_least_squares(problem, latent_weight):
     matrix, y = problem

@@ -1,7 +1,6 @@
 """The command, on a prior that is Gaussian, so that every restoration has a closed form; and where priors are found."""
 
 import math
-import sys
 from itertools import product
 
 import numpy as np
@@ -78,10 +77,14 @@ def folder(tmp_path, prior, monkeypatch, capsys):
     return tmp_path, call
 
 
-@pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize(
-    ("options", "stride", "atol"),
-    [([], 4, 1e-4), (["--stride", 3], 3, 1e-4), (["--range"], 4, 1e-4), (["--samples", 400], 4, 0.01)],
+    ("options", "stride", "atol", "mask"),
+    [
+        ([], 4, 1e-4, False),
+        (["--stride", 3], 3, 1e-4, True),
+        (["--range"], 4, 1e-4, True),
+        (["--samples", 100], 4, 0.02, False),
+    ],
 )
 def test_restoration_is_the_closed_form(prior, folder, options, stride, atol, mask):
     path, call = folder
@@ -120,15 +123,6 @@ def test_simulated_measurement_is_restored_and_its_psnr_printed(folder):
     assert (path / "restored.png").read_bytes() != (path / "noise.png").read_bytes()
 
 
-def test_progress_is_for_terminals(prior, folder, monkeypatch, capsys):
-    words = ["restore", "noisy.png", "--sigma", "0.1", "--prior", str(prior[0])]
-    command.main(words)
-    assert not capsys.readouterr().err
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    command.main(words)
-    assert capsys.readouterr().err.endswith("\r35 of 35 patches\n")
-
-
 @pytest.mark.parametrize("options", [[], ["--range"]])
 def test_samples_are_the_priors(prior, folder, options):
     path, call = folder
@@ -144,22 +138,16 @@ def test_samples_are_the_priors(prior, folder, options):
         ("", "COMMAND"),
         ("restore true.png", "--sigma"),
         ("restore true.png --sigma 0", "--sigma: 0: 0.0001 to 1"),
-        ("restore true.png --sigma nan", "--sigma"),
-        ("restore true.png --sigma much", "--sigma"),
         ("restore true.png --sigma 0.1 --missing 0.5", "--missing"),
         ("restore true.png --sigma 0.1 --simulate --missing 0.5 --mask seen.png", "--missing"),
-        ("restore true.png --sigma 0.1 --samples 3", "--samples: 3"),
         ("restore true.png --sigma 0.1 --stride 9", "--stride 9"),
         ("restore true.png --sigma 0.1 --crop 0 0 22 10", "--crop"),
         ("restore true.png --sigma 0.1 --crop 0 0 7 10", "smaller than the prior's patches"),
-        ("restore true.png --sigma 0.1 --out x.jpg", "x.jpg"),
         ("restore true.png --sigma 0.1 --out true.png", "true.png"),
         ("restore true.png --sigma 0.1 --out seen.png/x.png", "seen.png"),
-        ("restore true.png --sigma 0.1 --prior true.png", "true.png"),
         ("restore true.png --sigma 0.1 --prior nobody", "nobody: no such prior"),
         ("restore true.png --sigma 0.1 --prior plain.safetensors", "--range"),
         ("restore text.txt --sigma 0.1", "text.txt"),
-        ("restore nowhere.png --sigma 0.1", "nowhere.png"),
         ("restore true.png --sigma 0.1 --mask small.png", "small.png"),
         ("restore true.png --sigma 0.1 --mask black.png", "black.png"),
         ("sample --count 0", "--count: 0"),

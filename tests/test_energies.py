@@ -1,9 +1,12 @@
 """Energies of every structure of S against densities, finite differences and dense matrices; LAPACK in place."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from doubles import BASIS, SHAPE, Analytic, N, best, find, plain_energy, range_energy, scaled_energy
+from torch.distributions import MultivariateNormal
 
 from examples.operators import PhaselessFourier, Saturation
 from genprior.batches import by_forward_mode
@@ -27,20 +30,12 @@ def modulated_energy(moments, operator, y, sigma):
     return scaled_energy(moments, operator, y, sigma, FIELDS)
 
 
-def observation(operator, y, sigma):
-    return Observation(operator, y.flatten(1), sigma, BASIS, SHAPE, as_matrix(operator, SHAPE, BASIS))
-
-
-def unstructured(moments, operator, y, sigma, scaled):
-    """The energy that knows nothing of K."""
-    of = observation(operator, y, sigma)
-    covariance = Scaled(of, FIELDS) if scaled else Dense(of)
+def unstructured_energy(moments, operator, y, sigma):
+    """With scales, of an S that knows nothing of K."""
+    observation = Observation(operator, y.flatten(1), sigma, BASIS, SHAPE, as_matrix(operator, SHAPE, BASIS))
+    covariance = Scaled(observation, FIELDS)
     view = Analytic(moments)
     return Energy(view, covariance, lambda z, rows, generator: covariance.condition(rows, moments(z), generator))
-
-
-def dense_energy(moments, operator, y, sigma):
-    return unstructured(moments, operator, y, sigma, scaled=True)
 
 
 class DeepinvLike:
@@ -90,6 +85,7 @@ def modulated_moments(draw, k=3):
 OPERATORS = {
     "identity": lambda draw: Identity(),
     "blur": lambda draw: GaussianBlur(SHAPE, 0.8),
+    "wide blur": lambda draw: GaussianBlur(SHAPE, 3.0),  # leaves nothing of some coefficients
     "by axes": ByAxes,
     "sensing": lambda draw: gaussian_sensing(SHAPE, 7, draw),
     "few": lambda draw: gaussian_sensing(SHAPE, 3, draw),
@@ -116,7 +112,7 @@ def finite_difference(function, z, step=1e-6):
     return torch.stack([(function(z + d) - function(z - d)) / (2 * step) for d in directions], -1)
 
 
-@pytest.mark.parametrize("name", list(OPERATORS))
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "wide blur"])
 @pytest.mark.parametrize("constraint", ["range", "relaxed", "modulated"])
 def test_gradient_against_finite_differences(draw, name, constraint):
     energy = energies(draw, name)[constraint]
@@ -214,120 +210,80 @@ def test_fisher_matrix_is_the_expected_hessian(draw, m):
     torch.testing.assert_close(hessian, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["identity", "blur", "sensing", "deepinv"])
-def test_relaxed_energy_is_the_gaussians(draw, name):
-    """Whatever path it takes (rotated, diagonal or dense), the energy is -log N(y; K G(z), S) + ½‖z‖²."""
-    energy = energies(draw, name)["relaxed"]
-    moments, operator = energy.model.moments, energy.covariance.observation.operator
-    z = torch.randn(4, 3, generator=draw)
-    x = torch.randn(4, 1, *SHAPE, generator=draw)
-    y = operator.A(x)
-    energy = plain_energy(moments, operator, y, 0.1)
-    matrix = operator.A(torch.eye(N).reshape(N, 1, *SHAPE)).flatten(1).T
-    mean, variance = moments(z)
-    for i in range(4):
-        covariance = matrix @ BASIS @ variance[i].diag() @ BASIS.T @ matrix.T + 0.01 * torch.eye(len(matrix))
-        law = torch.distributions.MultivariateNormal(matrix @ BASIS @ mean[i], covariance)
-        expected = -law.log_prob(y[i].flatten()) + 0.5 * z[i].square().sum()
-        torch.testing.assert_close(energy.value(z, torch.arange(4))[i], expected)
-
-
 def image_law(moments, z):
-    """Mean and covariance of x given each code, as they are defined: (P, N) and (P, N, N)."""
-    mean, variance, scales = moments(z)
-    root = (scales @ FIELDS)[:, :, None] * BASIS
-    return mean @ BASIS.T, (root * variance[:, None]) @ root.mT
+    """Mean and covariance of x given a code (k,), as they are defined: (N,) and (N, N)."""
+    mean, variance, *scales = moments(z[None])
+    root = (scales[0] @ FIELDS)[0, :, None] * BASIS if scales else BASIS
+    return (mean @ BASIS.T)[0], (root * variance) @ root.T
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.1])
-@pytest.mark.parametrize(
-    ("name", "energy_of"),
-    [
-        ("identity", dense_energy),
-        ("identity", modulated_energy),
-        ("blur", dense_energy),
-        ("blur", modulated_energy),
-        ("by axes", modulated_energy),
-        ("sensing", modulated_energy),
-        ("few", modulated_energy),
-        ("deepinv", modulated_energy),
-    ],
-)
-def test_modulated_energy_is_the_gaussians(draw, name, energy_of, sigma):
+KINDS = {
+    "plain": (curved_moments, plain_energy),
+    "unstructured": (modulated_moments, unstructured_energy),
+    "scaled": (modulated_moments, modulated_energy),
+}
+CASES = {
+    ("identity", "plain"): Diagonal,
+    ("blur", "plain"): Diagonal,
+    ("wide blur", "plain"): Diagonal,
+    ("sensing", "plain"): Dense,
+    ("deepinv", "plain"): Dense,
+    ("phaseless", "plain"): Dense,
+    ("identity", "unstructured"): Scaled,
+    ("blur", "unstructured"): Scaled,
+    ("identity", "scaled"): Separable,
+    ("blur", "scaled"): Separable,
+    ("by axes", "scaled"): Separable,
+    ("sensing", "scaled"): Scaled,
+    ("few", "scaled"): Scaled,
+    ("deepinv", "scaled"): Scaled,
+}
+EXACT = {("identity", "plain"): Diagonal, ("identity", "unstructured"): Scaled, ("identity", "scaled"): White}
+
+
+@pytest.mark.parametrize(("name", "kind", "sigma"), [(*case, 0.1) for case in CASES] + [(*case, 0.0) for case in EXACT])
+def test_energy_is_the_gaussians(draw, name, kind, sigma):
     """Energies, Fisher matrices, conditional means and draws against the dense Gaussian, by torch's own density."""
-    if sigma == 0 and name != "identity":
-        pytest.skip("S has no inverse")
-    moments, operator, z = modulated_moments(draw), OPERATORS[name](draw), torch.randn(4, 3, generator=draw)
+    make_moments, make_energy = KINDS[kind]
+    moments, operator, z = make_moments(draw), OPERATORS[name](draw), torch.randn(4, 3, generator=draw)
     x = 0.3 * torch.randn(4, 1, *SHAPE, generator=draw)
-    energy, rows = energy_of(moments, operator, operator.A(x), sigma), torch.arange(4)
+    energy, rows = make_energy(moments, operator, operator.A(x), sigma), torch.arange(4)
     energy.covariance.dense_chunk = energy.covariance.dense_fisher_chunk = 3  # of 4 codes
-    separable = energy_of is modulated_energy and sigma > 0 and name in ("identity", "blur", "by axes")
-    assert isinstance(energy.covariance, Separable) == separable
-    assert isinstance(energy.covariance, White) == (energy_of is modulated_energy and sigma == 0)
-    matrix = operator.A(torch.eye(N).reshape(N, 1, *SHAPE)).flatten(1).T
+    assert type(energy.covariance) is (CASES if sigma else EXACT)[name, kind]
+    # A gain of the blur below 1e-5 counts as none: a slope is missing 1e-5 r / σ² of it, r about 1 here.
+    close = partial(torch.testing.assert_close, **({"rtol": 1e-3, "atol": 1e-3} if name == "wide blur" else {}))
 
     def law(z):
-        mean, covariance = image_law(moments, z[None])
-        return matrix @ mean[0], matrix @ covariance[0] @ matrix.T + sigma**2 * torch.eye(len(matrix))
+        """Of y, K linear about the code's image where it is not."""
+        mean, covariance = image_law(moments, z)
+        measure = lambda x: operator.A(x.reshape(1, 1, *SHAPE)).flatten()  # noqa: E731
+        matrix = torch.func.jacrev(measure)(mean)
+        return measure(mean), matrix @ covariance @ matrix.T + sigma**2 * torch.eye(len(matrix)), matrix
 
     value, _ = energy.value_and_gradient(z, rows)
     cross, fisher = energy.of_all(z, rows), energy.gradient_and_fisher(z, rows)[1]
     for i in range(4):
-        mean, covariance = law(z[i])
-        y, prior = operator.A(x[i : i + 1]).flatten(), 0.5 * z[i].square().sum()
-        expected = prior - torch.distributions.MultivariateNormal(mean, covariance).log_prob(y)
+        (mean, covariance, matrix), prior = law(z[i]), 0.5 * z[i].square().sum()
+        y = operator.A(x[i : i + 1]).flatten()
+        expected = prior - MultivariateNormal(mean, covariance).log_prob(y)
         for found in (value[i], energy.value(z, rows)[i], cross[i, i]):
-            torch.testing.assert_close(found, expected)
-        slope, change = torch.func.jacfwd(law)(z[i])
+            close(found, expected)
+        if name == "phaseless":
+            continue
+        slope, change = torch.func.jacfwd(lambda z: law(z)[:2])(z[i])
         inverse = torch.linalg.inv(covariance)
         trace = torch.einsum("ab,bci,cd,daj->ij", inverse, change, inverse, change)
-        torch.testing.assert_close(fisher[i], slope.T @ inverse @ slope + 0.5 * trace + torch.eye(3))
-        if sigma:
-            x_mean, x_covariance = image_law(moments, z[i : i + 1])
-            gain = x_covariance[0] @ matrix.T @ inverse
-            expected = x_mean[0] + gain @ (y - mean)
-            torch.testing.assert_close(energy.estimate(z, rows)[i].flatten(), expected)
-            many = torch.full((20_000,), i)
-            drawn = energy.draw(z[i].expand(20_000, 3), many, draw).flatten(1)
-            spread = x_covariance[0] - gain @ matrix @ x_covariance[0]
-            largest = spread.diagonal().max()
-            torch.testing.assert_close(torch.cov(drawn.T), spread, rtol=0, atol=0.05 * largest.item())
-            torch.testing.assert_close(drawn.mean(0), expected, rtol=0, atol=0.04 * largest.sqrt().item())
-
-
-@pytest.mark.parametrize(("width", "sigma"), [(None, 0.1), (None, 0.0), (0.8, 0.1), (0.8, 0.0), (3.0, 0.1)])
-def test_diagonal_energy_is_the_dense_one(draw, width, sigma):
-    """In the DCT against in the pixels; the widest blur leaves nothing of some coefficients."""
-    operator = GaussianBlur(SHAPE, width).double() if width else Identity()
-    moments, z, rows = curved_moments(draw), torch.randn(4, 3, generator=draw), torch.tensor([1, 0, 1, 2])
-    y = torch.randn(3, 1, *SHAPE, generator=draw)
-    diagonal = plain_energy(moments, operator, y, sigma)
-    dense = unstructured(moments, operator, y, sigma, scaled=False)
-    assert isinstance(diagonal.covariance, Diagonal)
-    assert diagonal.covariance.seen.all() == (width != 3.0)
-    found, expected = (
-        [
-            *energy.value_and_gradient(z, rows),
-            *energy.gradient_and_fisher(z, rows),
-            energy.value(z, rows),
-            energy.of_all(z, rows),
-            energy.estimate(z, rows),
-        ]
-        for energy in (diagonal, dense)
-    )
-    # A gain below 1e-5 counts as none: a slope is missing 1e-5 r / σ² of it, r about 1 here.
-    tolerance = 1e-3 if width == 3.0 else 1e-7
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def test_modulated_energy_without_gains_is_the_relaxed(draw):
-    moments, operator, z = curved_moments(draw), gaussian_sensing(SHAPE, 7, draw), torch.randn(4, 3, generator=draw)
-    y, rows = torch.randn(4, 7, generator=draw), torch.arange(4)
-    plain = plain_energy(moments, operator, y, 0.1)
-    ones = dense_energy(lambda z: (*moments(z), torch.ones(len(z), len(FIELDS))), operator, y, 0.1)
-    for found, expected in zip(ones.gradient_and_fisher(z, rows), plain.gradient_and_fisher(z, rows), strict=True):
-        torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(ones.estimate(z, rows), plain.estimate(z, rows))
+        close(fisher[i], slope.T @ inverse @ slope + 0.5 * trace + torch.eye(3))
+        x_mean, x_covariance = image_law(moments, z[i])
+        gain = x_covariance @ matrix.T @ inverse
+        close(energy.estimate(z, rows)[i].flatten(), x_mean + gain @ (y - mean))
+    if name != "phaseless":
+        energy.covariance.dense_chunk = 1000
+        drawn = energy.draw(z[3:].expand(20_000, 3), torch.full((20_000,), 3), draw).flatten(1)
+        spread = x_covariance - gain @ matrix @ x_covariance
+        largest = max(spread.diagonal().max().item(), 1e-9)
+        torch.testing.assert_close(torch.cov(drawn.T), spread, rtol=0, atol=0.05 * largest)
+        torch.testing.assert_close(drawn.mean(0), x_mean + gain @ (y - mean), rtol=0, atol=0.04 * largest**0.5)
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-7, 1e-9), (torch.float32, 1e-4, 1e-4)])
@@ -351,23 +307,12 @@ def test_inverse_root_in_halves_is_lapacks(draw, m, dtype, rtol, atol):
 )
 def test_non_linear_operators_are_solved(draw, name, constraint):
     energy = energies(draw, name)[constraint]
-    starts = torch.randn(12, 4, 3, generator=draw)
+    starts = torch.randn(6, 4, 3, generator=draw)
     ours, theirs = (
         best(energy, find(energy, starts, 60, halve_every=8)),
         best(energy, adam(energy, starts, 200, lr=0.05)),
     )
     assert ours.energy.mean() <= theirs.energy.mean() + 0.05
-
-
-def test_saturated_pixels_are_told_from_the_others(draw):
-    """The relaxed energy jumps where a pixel starts to clip, so no minimum to compare with: what it restores counts."""
-    moments, operator, problems = curved_moments(draw), Saturation(-0.5, 0.5), 40
-    mean, variance = moments(torch.randn(problems, 3, generator=draw))
-    x = ((mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)) @ BASIS.T).reshape(-1, 1, *SHAPE)
-    y = operator.A(x) + 0.02 * torch.randn(x.shape, generator=draw)
-    energy = plain_energy(moments, operator, y, 0.02)
-    found = best(energy, find(energy, torch.randn(8, problems, 3, generator=draw), 40))
-    assert (found.x - x).square().mean() < 0.8 * (y - x).square().mean()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -35,21 +35,13 @@ def test_the_chapters_patches_are_expressible(settings):
     assert found.dtype == np.uint8
 
 
-def test_a_sheet_of_digits(settings):
-    found = extract_patches.extract(settings(patch_size=[8, 8], stride=8), 0)
-    assert found["train"].shape == (6 * 7, 8, 8)
-
-
 def test_cap_is_drawn_with_the_seed(settings):
     chosen = settings(max_patches=5)
     first, again, other = (extract_patches.extract(chosen, seed)["train"] for seed in (0, 0, 1))
     assert len(first) == 5
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-
-
-def test_only_training_patches_are_mirrored(settings):
-    found = extract_patches.extract(settings(symmetries=True), 0)
+    found = extract_patches.extract(settings(symmetries=True), 0)  # of training patches alone
     assert len(found["train"]) == 8 * len(found["test"])
 
 
@@ -68,16 +60,12 @@ def test_the_same_picture_under_two_names_is_refused(settings, tmp_path):
         ({"crop": [40, 0, 16, 16]}, "crop = [40, 0, 16, 16]"),
         ({"crop": [0, 0, 8, 8]}, "[8, 8] (height, width) is smaller"),
         ({"image_size": 15}, "patch_size = [16, 16]"),
+        ({"stride": 16_384}, "gives one patch"),
     ],
 )
 def test_what_the_photograph_does_not_hold_is_refused_by_name(settings, changed, said):
-    with pytest.raises(InputError, match=rf"train\.png: .*{re.escape(said)}"):
+    with pytest.raises(InputError, match=rf"train.*{re.escape(said)}"):
         extract_patches.extract(settings(**changed), 0)
-
-
-def test_one_patch_alone_trains_nothing(settings):
-    with pytest.raises(InputError, match=r"extract_patches\.train gives one patch"):
-        extract_patches.extract(settings(stride=16_384), 0)
 
 
 def test_collecting_unknown_photograph_leaves_nothing_behind(tmp_path):

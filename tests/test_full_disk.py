@@ -64,12 +64,3 @@ def test_full_disk_ends_in_one_line(name, small_disk, params):
         run(lambda: WRITERS[name](folder / name, params))
     assert caught.value.code == f"error: {folder / name}: {reason}"  # Python prints it to stderr and exits with 1
     assert [path for path in folder.rglob("*") if path.is_file()] == []
-
-
-def test_full_disk_keeps_what_was_there(small_disk):
-    folder, reason = small_disk
-    write_array(folder / "a.npy", np.ones(3))
-    before = (folder / "a.npy").read_bytes()
-    with pytest.raises(OSError, match=reason):
-        write_array(folder / "a.npy", np.zeros(100_000))
-    assert (folder / "a.npy").read_bytes() == before

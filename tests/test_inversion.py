@@ -11,8 +11,6 @@ from genprior.energies import chapter_objective
 from genprior.inversion import (
     CONVERGED,
     NOT_FINITE,
-    OUT_OF_ITERATIONS,
-    STATUS,
     _secant,
     adam,
     fisher_scoring,
@@ -34,31 +32,22 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("latent_weight", [0.0, 1e-2, 0.3])
-def test_linear_decoder_gives_least_squares(draw, solver, latent_weight):
+@pytest.mark.parametrize(("latent_weight", "rank"), [(0.0, 5), (1e-2, 5), (0.3, 5), (0.0, 2)])
+def test_linear_decoder_gives_least_squares(draw, solver, latent_weight, rank):
     forward, offset = torch.randn(12, 5, generator=draw), torch.randn(12, generator=draw)
+    if rank < 5:
+        forward = forward[:, :rank] @ torch.randn(rank, 5, generator=draw)
     y = torch.randn(7, 12, generator=draw)
     energy = range_energy(lambda z: z @ forward.T + offset, y, latent_weight)
     found = best(energy, SOLVERS[solver](energy, torch.randn(3, 7, 5, generator=draw)))
     stacked = np.vstack([forward.numpy(), latent_weight**0.5 * np.eye(5)])
     right = np.hstack([(y - offset).numpy(), np.zeros((7, 5))])
     expected = np.linalg.lstsq(stacked, right.T, rcond=None)[0].T
-    np.testing.assert_allclose(found.z.numpy(), expected, atol=5e-3)
     least = np.square(right - expected @ stacked.T).sum(1)
     np.testing.assert_allclose(chapter_objective(energy, found.z, torch.arange(7)).numpy(), least, rtol=1e-4)
-    if solver == "fisher_scoring":
-        assert found.status == [CONVERGED] * 7
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_rank_deficient_jacobian(draw, solver):
-    forward = torch.randn(12, 2, generator=draw) @ torch.randn(2, 5, generator=draw)
-    y = torch.randn(7, 12, generator=draw)
-    energy = range_energy(lambda z: z @ forward.T, y, 0.0)
-    found = best(energy, SOLVERS[solver](energy, torch.randn(2, 7, 5, generator=draw)))
-    residual = np.linalg.lstsq(forward.numpy(), y.numpy().T, rcond=None)[0].T @ forward.numpy().T - y.numpy()
-    objective = chapter_objective(energy, found.z, torch.arange(7)).numpy()
-    np.testing.assert_allclose(objective, np.square(residual).sum(1), rtol=1e-4)
+    if rank == 5:
+        np.testing.assert_allclose(found.z.numpy(), expected, atol=5e-3)
+        assert found.status == [CONVERGED] * 7 or solver != "fisher_scoring"
 
 
 def curved(draw, k=3, m=20):
@@ -185,11 +174,3 @@ def test_gradients_between_fisher_matrices_reach_the_same_minima(draw):
     plain, corrected = (fisher_scoring(energy, start, rows, 200, refresh=refresh) for refresh in (1, 12))
     torch.testing.assert_close(corrected[1], plain[1], rtol=1e-4, atol=0)
     assert (corrected[2] == 1).all()
-
-
-def test_without_halving_no_start_is_dropped(draw):
-    """Not even where some have not converged by the end."""
-    energy = range_energy(curved(draw), torch.randn(30, 20, generator=draw), 0.01, sigma=0.01)
-    modes = find(energy, torch.randn(8, 30, 3, generator=draw), 6)
-    assert len(modes.z) == 8
-    assert (modes.state == STATUS.index(OUT_OF_ITERATIONS)).any()

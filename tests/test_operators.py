@@ -6,13 +6,13 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from examples.operators import PhaselessFourier, Saturation, fourier_samples, motion_blur, tomography
+from genprior.images import dct_basis
 from genprior.operators import (
     Downsampling,
     GaussianBlur,
     Identity,
     Inpainting,
     as_matrix,
-    factors_by_axis,
     gaussian_sensing,
 )
 from pipeline.problems import build_operator, pose
@@ -39,30 +39,27 @@ def operators(draw):
     ]
 
 
-def box(draw):
-    return Inpainting(~((torch.arange(8) // 3 == 1)[:, None] & (torch.arange(12) // 4 == 1)))
-
-
 def shape_of(operator):
     return getattr(operator, "shape", SHAPE)
 
 
-@pytest.mark.parametrize("which", range(9))
-def test_linear_and_adjoint(draw, which):
-    operator = [*operators(draw), box(draw)][which]
+@pytest.mark.parametrize("which", range(8))
+def test_linear_adjoint_and_matrix(draw, which):
+    operator = operators(draw)[which]
     x, other = torch.randn(2, 3, 1, *shape_of(operator), generator=draw)
     torch.testing.assert_close(operator.A(2 * x - other), 2 * operator.A(x) - operator.A(other), rtol=1e-12, atol=1e-12)
     y = torch.randn(operator.A(x).shape, generator=draw)
     assert operator.A_adjoint(y).shape == x.shape
     left, right = (operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum()
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("which", range(8))
-def test_matrix_does_what_the_operator_does(draw, which):
-    operator = operators(draw)[which]
-    x = torch.randn(3, 1, *shape_of(operator), generator=draw)
-    torch.testing.assert_close(x.flatten(1) @ as_matrix(operator, shape_of(operator)).T, operator.A(x).flatten(1))
+    matrix = as_matrix(operator, shape_of(operator))
+    torch.testing.assert_close(x.flatten(1) @ matrix.T, operator.A(x).flatten(1))
+    if axes := getattr(operator, "axes", None):
+        torch.testing.assert_close(torch.kron(*axes), matrix)
+    for basis in getattr(operator, "orthogonal_in", ()):
+        columns = matrix @ torch.from_numpy(dct_basis(*SHAPE)) if basis == "dct" else matrix
+        gram = columns.T @ columns
+        torch.testing.assert_close(gram, gram.diagonal().diag(), rtol=0, atol=1e-12)
 
 
 def test_motion_blur_is_a_streak(draw):
@@ -96,12 +93,7 @@ def test_magnitudes_forget_the_phase(draw):
     expected = np.abs(np.fft.fft2(x[:, 0].numpy(), s=(16, 24), norm="ortho"))
     np.testing.assert_allclose(operator.A(x)[:, 0].numpy(), expected, atol=1e-6)
     torch.testing.assert_close(operator.A(x.flip(2, 3)), operator.A(x))  # the twin image
-    assert not hasattr(operator, "A_adjoint")
-
-
-def test_saturation_clips():
-    x = torch.tensor([-1.0, 0.2, 2.0])
-    torch.testing.assert_close(Saturation(0.0, 1.0).A(x), torch.tensor([0.0, 0.2, 1.0]))
+    torch.testing.assert_close(Saturation(0.0, 1.0).A(x - 1), torch.zeros_like(x))
 
 
 def test_blur_is_scipys(draw):
@@ -159,17 +151,3 @@ def test_names_say_what_is_measured(params):
 def test_at_least_one_pixel_is_seen(params):
     nearly_all = params.problems["inpaint"].model_copy(update={"missing": 0.9999})
     assert build_operator(nearly_all, (4, 4), torch.Generator()).mask.sum() == 1
-
-
-def test_factors_by_axis_are_found_where_there_are_any():
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(side, side, generator=generator) for side in SHAPE)
-    found = factors_by_axis(torch.kron(first, second), SHAPE)
-    torch.testing.assert_close(torch.kron(*found), torch.kron(first, second))
-    blur = GaussianBlur(SHAPE, 1.0)
-    x = torch.randn(1, 1, *SHAPE, generator=generator)
-    first, second = factors_by_axis(as_matrix(blur, SHAPE), SHAPE)
-    torch.testing.assert_close(first @ x @ second.T, blur.A(x))
-    n = SHAPE[0] * SHAPE[1]
-    assert factors_by_axis(torch.kron(first, second) + 0.01 * torch.randn(n, n, generator=generator), SHAPE) is None
-    assert factors_by_axis(torch.randn(10, n, generator=generator), SHAPE) is None

@@ -25,10 +25,6 @@ def refused(values: object) -> str:
     return line
 
 
-def test_committed_file_is_valid():
-    assert load_params(ROOT / "params.yaml").extract_patches.patch_size == [16, 16]
-
-
 EXTREMES = [
     *(("seed", 2**31 - 1), ("threads", 1024), ("network.hidden", [1]), ("network.latent_size", 256)),
     *(("extract_patches.crop", [60, 60, 16, 16]), ("extract_patches.max_patches", 2), ("train_ae.batch_size", None)),
@@ -47,35 +43,23 @@ BAD = [
     ("train_gan.lr", -1.0, "train_gan.lr = -1.0: input should be greater than 0"),
     ("train_vae.beta", float("nan"), "train_vae.beta = nan"),
     ("train_ae.steps", True, "train_ae.steps = True"),
-    ("train_ae.steps", 10**18, "input should be less than or equal to 10000000"),
     ("train_ae.learning_rate", 0.1, "train_ae.learning_rate is not a parameter"),
     ("sample.a\nb", 1, "sample.a\\nb is not a parameter"),
-    ("k" * 1000, {}, "is not a parameter"),
-    ("\ud800", {}, "a key that is no text is not a parameter"),
     ("train_vae.objective", "chapter", "train_vae.noise = 'modulated'"),
     ("device", "tpu", "device = 'tpu': input should be 'cpu', 'cuda' or 'auto'"),
-    ("seed", 2**31, "seed = 2147483648"),
     ("network.hidden", [64, 0], "network.hidden.1 = 0"),
-    ("network.hidden", [1] * 17, "at most 16 items"),
     ("network.latent_size", 257, "a patch has 256 pixels"),
-    ("extract_patches.test", ["a\tb"], "extract_patches.test.0 = 'a\\tb'"),
     ("extract_patches.patch_size", [64, 128], "extract_patches.patch_size = [64, 128] has 8192 pixels, not 4096"),
     ("extract_patches.image_size", "big", "= 'big': input should be a valid integer, or input should be a valid list"),
     ("extract_patches.validation", ["imgs//standard/./motorcycle_left.png"], "one scene in two splits"),
-    ("problems.denoise.operator", "sharpen", "problems.denoise"),
     ("problems.super_resolution.factor", 5, "problems.super_resolution.factor = 5"),
     ("problems.cs_50.measurements", 257, "problems.cs_50.measurements = 257: a patch has 256 pixels"),
     ("problems.m_10", NOISY, "problems.m_10: the pipeline has another use"),
-    ("problems.likelihood", NOISY, "problems.likelihood: the pipeline has another use"),
     ("problems.été", NOISY, "problems.été"),
-    (f"problems.{'a' * 300}", NOISY, "at most 40 characters"),
-    ("problems", {}, "problems"),
     ("crossover.measurements", [10, 5], "crossover.measurements = [10, 5]: they must grow"),
     ("crossover.measurements", [256, 257], "up to the 256 pixels"),
     ("baselines.mixture_patches", 20, "baselines.mixture_patches = 20"),
     ("report.posterior", "nothing", "report.posterior = 'nothing' is none of problems: denoise, inpaint"),
-    ("report.posterior", "x" * 5000, "report.posterior = "),
-    ("sample", None, "sample"),
 ]
 
 
@@ -84,30 +68,10 @@ def test_bad_value_is_refused_in_one_line_that_names_the_key(values, key, value,
     assert said in refused(by_key(values, key, value))
 
 
-ODD = [  # for any leaf
-    *(
-        None,
-        True,
-        0,
-        1,
-        -1,
-        20,
-        10**18,
-        2**70,
-        0.0,
-        0.5,
-        -1e-9,
-        1e-300,
-        1e308,
-        float("nan"),
-        -float("inf"),
-        "",
-        "x",
-        "1",
-    ),
-    *("a\nb", "\x1b[31m", "é/ü", "../../etc/passwd", "\ud800", "a" * 5000, b"\x00\xff", [], [0], [[1]], [1] * 1000, {}),
-    *([None], {"a": 1}, {1: 2}, [16, 16], "cuda", ["imgs/a.png"]),
-]
+NUMBERS = [0, 1, -1, 20, 10**18, 2**70, 0.0, 0.5, -1e-9, 1e-300, 1e308, float("nan"), -float("inf")]
+TEXTS = ["", "x", "1", "a\nb", "\x1b[31m", "é/ü", "../../etc/passwd", "\ud800", "a" * 5000, b"\x00\xff", "cuda"]
+LISTS = [[], [0], [[1]], [1] * 1000, [None], [16, 16], ["imgs/a.png"]]
+ODD = [None, True, *NUMBERS, *TEXTS, *LISTS, {}, {"a": 1}, {1: 2}]  # for any leaf
 
 
 def leaves(values: object, path: tuple = ()) -> list[tuple]:
@@ -165,9 +129,7 @@ def replaced(text: str, old: str, new: str) -> str:
 
 FINE = {
     "anchor": lambda text: replaced(replaced(text, r"lr: 0\.\d+", "lr: &rate 0.003"), r"lr: 0\.00[^3]\d*", "lr: *rate"),
-    "byte order mark": lambda text: "\ufeff" + text,
     "line ends of Windows": lambda text: text.replace("\n", "\r\n"),
-    "explicit start and end": lambda text: f"---\n{text}...\n",
     "octal-looking, in YAML 1.2": lambda text: text.replace("seed: 0", "seed: 010"),
     "number as DVC writes it": lambda text: replaced(text, r"lr: 0\.\d+", "lr: 1e-05"),
 }
@@ -185,19 +147,12 @@ WRONG = {  # in the place of seed's 0, or of the whole file
     "yes": "symmetries = 'yes'",
     "1:30": "seed = '1:30'",
     "": "seed = None",
-    "2001-99-99": "not valid YAML",
     "9" * 5000: "not valid YAML",
-    "0x" + "f" * 5000: "seed = 0xfff",
     "!!python/object/apply:os.system ['true']": "not valid YAML",
-    "!rate 0": "not valid YAML",
-    "!!binary a": "not valid YAML",
     "*nowhere": "not valid YAML",
     "&self [*self]": "seed = [",
     "0\nseed: 1": "duplicate key",
     "0\n? [1]\n: 2": "(1,) is not a parameter",
-    "0\n1: 2": "1 is not a parameter",
-    "0\n\ta: 1": "not valid YAML",
-    "\x07": "not valid YAML",
     "[" * 700: "not valid YAML",
 }
 
@@ -212,18 +167,12 @@ def test_wrong_yaml_is_refused(tmp_path, value):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b" \n\n", b"# nothing\n", b"hello", b"- a\n", b"1", b"\x00", b"[1, 2", b"\xff\xfea\x00", b"a: \xc3"]
-)
+@pytest.mark.parametrize("data", [b"", b"# nothing\n", b"hello", b"- a\n", b"\x00", b"\xff\xfea\x00", b"a: \xc3", None])
 def test_what_is_no_parameter_file_is_refused(tmp_path, data):
-    (tmp_path / "params.yaml").write_bytes(data)
-    with pytest.raises(InputError, match=r"params\.yaml: "):
+    if data is not None:
+        (tmp_path / "params.yaml").write_bytes(data)
+    with pytest.raises((InputError, OSError), match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"nowhere\.yaml"):
-        load_params(tmp_path / "nowhere.yaml")
 
 
 def test_dumped_as_dvc_and_yaml_do_it_is_the_same(values, tmp_path):

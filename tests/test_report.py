@@ -187,21 +187,16 @@ def test_the_marked_samples_are_nearest_to_real_patches(read):
             assert all(abs(value - float(aim)) == min(distances) for value in marked)
 
 
-def test_every_table_is_whole(read):
+def test_every_table_is_whole_and_every_parameter_stands_as_text(ran, text, read):
     assert len(read.tables) > 15
     for name, rows in read.tables.items():
         assert len(rows) > 2
         assert len({len(row) for row in rows}) == 1
         assert all(row[0] and (any(row[1:]) or name == "fewer") for row in rows)
-
-
-def test_every_parameter_stands_as_text(ran, text):
-    part = text.split('id="run"')[1]
+    part, values = text.split('id="run"')[1], yaml.safe_load((ran / "params.yaml").read_text())
     assert "imgs/&lt;b&gt;&amp;amp;.png" in part
-    values = yaml.safe_load((ran / "params.yaml").read_text())
     for key, value in page.leaves({name: values[name] for name in ("seed", "train_vae", "problems")}).items():
-        short = key.partition(".")[2] or key
-        assert f"<dt>{short}</dt><dd>{value}</dd>" in part
+        assert f"<dt>{key.partition('.')[2] or key}</dt><dd>{value}</dd>" in part
 
 
 def test_the_page_needs_nothing_else(ran, text, read):
@@ -224,13 +219,8 @@ def test_the_page_needs_nothing_else(ran, text, read):
             assert attributes["alt"]
     # psnr.png is the one that the page draws itself
     assert shown == {f.read_bytes() for f in ran.glob("data/report/*.png") if f.name != "psnr.png"}
-
-
-def test_the_index_is_short_and_its_links_lead_to_pictures(ran):
     index = (ran / "data/report/README.md").read_text()
-    assert len(index.splitlines()) < 80
-    linked = set(re.findall(r"\]\((\S+?)\)", index))
-    assert linked == {file.name for file in ran.glob("data/report/*")} - {"README.md"}
+    assert set(re.findall(r"\]\((\S+?)\)", index)) == {file.name for file in ran.glob("data/report/*")} - {"README.md"}
 
 
 @pytest.mark.parametrize(
@@ -238,10 +228,8 @@ def test_the_index_is_short_and_its_links_lead_to_pictures(ran):
     [
         ("metrics/vae.json", None, "nothing of vae, range: "),
         ("metrics/patches.json", None, "nothing of train, none: patches"),
-        ("metrics/train_vae.json", b'{"train_vae": {', "metrics/train_vae.json: not readable"),
         ("metrics/sample.json", b'{"sample": {"vae": "x"}}', "metrics/sample.json: sample.vae holds str"),
         ("data/curves/gan_collapse.csv", b"step,coverage\n", "data/curves/gan_collapse.csv: not a curve of coverage"),
-        ("data/samples/real.npy", b"", "data/samples/real.npy: not a readable"),
         ("data/reconstructions/vae_mean.npy", "(1, 2)", "data/reconstructions/vae_mean.npy: (1, 2); ("),
     ],
 )
@@ -297,23 +285,6 @@ def test_fewer_measurements_is_the_shift_between_curves():
     assert list(ratio.index) == ["prior"]
     np.testing.assert_allclose(ratio.loc["prior", [5, 10, 20, 40]], 4)
     assert ratio.loc["prior", [80, 160]].isna().all()  # Lasso never gets there
-
-
-def test_lines_are_named_and_keep_their_order():
-    rows = [
-        ("vae", "a", "mean", "psnr_db", 1.0),
-        ("vae", "a", "range", "psnr_db", 2.0),
-        ("mixture_7", "b", "none", "psnr_db", 3.0),
-        ("mixture_7", "b", "none", "mse", 4.0),
-    ]
-    found = tables.wide(pd.DataFrame(rows, columns=tables.COLUMNS), "psnr_db", ["b", "a"])
-    assert list(found.index) == ["VAE, posterior mean", "VAE", "7 Gaussians"]
-    assert list(found.columns) == ["b", "a"]
-    assert page.as_markdown(page.cells(found, "psnr_db"), "PSNR").splitlines()[:3] == [
-        "| PSNR | b | a |",
-        "| --- | --- | --- |",
-        "| VAE, posterior mean |  | 1.00 |",
-    ]
 
 
 # Runs in a copy of the page, 375 pixels wide, and sends what it finds to the document around it: a window of headless

@@ -181,12 +181,3 @@ def test_damaged_or_foreign_checkpoint_is_passed_over(killed, params, tmp_path):
         assert torch.equal(weight, undisturbed)
     killed.write_bytes(whole)
     assert small(Checkpoint(tmp_path, params, train_ae.__file__, DATA))[1][0] == 6
-
-
-def test_short_training_is_written_at_its_end_only(params, tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(Checkpoint, "save", lambda self, path, parts, rows, step: written.append(step))
-    small(Checkpoint(tmp_path, params, train_ae.__file__, DATA))
-    assert written == [STEPS]
-    small(Checkpoint(tmp_path, params, train_ae.__file__, DATA, every=0))
-    assert written == [STEPS, *range(1, STEPS + 1)]

@@ -44,19 +44,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
 
 
-@pytest.mark.parametrize("content", [b"", b"not numpy", b"\x93NUMPY\x01\x00"])
-def test_damaged_array_is_named(tmp_path, content):
-    (tmp_path / "a.npy").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.npy"):
-        read_array(tmp_path / "a.npy")
-
-
-def test_pickled_array_is_not_loaded(tmp_path):
-    np.save(tmp_path / "a.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(InputError, match=r"a\.npy"):
-        read_array(tmp_path / "a.npy")
-
-
 def test_a_thread_limit_below_threads_is_refused(params, monkeypatch):
     monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
     with pytest.raises(InputError, match="OMP_THREAD_LIMIT = 1: below threads = 2"):

@@ -178,7 +178,7 @@ class Decoder(nn.Module):
     A linear path beside the network makes PCA the model's starting point.
     """
 
-    LOG_SCALE = 3.0  # most and least of a gain's logarithm
+    LOG_SCALE = 3.0  # most and least of a scale's logarithm
     LOG_VARIANCE = (-7.0, 2.0)  # of standardised coefficients: keeps e^v and its gradient in range
 
     def __init__(
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
         return variance, slope.unsqueeze(2) * tangents
 
     def scales(self, code: Tensor) -> Tensor:
-        """How much of each of `fields` the gain d is made of, d = scales @ fields: (N, k) -> (N, fields)."""
+        """How much of each of `fields` the scale d is made of, d = scales @ fields: (N, k) -> (N, fields)."""
         return self._scales_of(self.log_scale(code))
 
     def scales_with_columns(self, code: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,10 @@ class Constants:
     degrees: float = 20.0  # of Student's t: tails that keep importance weights from growing without bound
     prior_share: float = 0.02  # of each proposal: the same, for codes that no mode is near to
     wider: float = 1.2  # proposals than modes and draws say: a narrow one rarely draws what has large weights
-    pilots: int = 200  # draws that try a proposal: enough to tell a poor one, few beside what is weighed
-    fits: int = 11  # of a proposal to its pilots: many small ones go where two large ones do not
-    promised: float = 8.0  # times the effective size that is asked for: fresh draws keep a part of what pilots promise
-    worth: int = 2  # fits end where so many fresh draws for each pilot so far would do: more cost more than they save
+    trials: int = 200  # draws that try a proposal: enough to tell a poor one, few beside what is weighed
+    fits: int = 11  # of a proposal to its trials: many small ones go where two large ones do not
+    promised: float = 8.0  # times the effective size that is asked for: fresh draws keep a part of what trials promise
+    worth: int = 2  # fits end where so many fresh draws for each trial so far would do: more cost more than they save
     least: int = 4  # fresh draws for each sample
     most: int = 32  # beyond which annealing costs less
     strength: float = 20.0  # samples' worth that holds a component where it is in a fit
@@ -239,14 +239,14 @@ def importance_samples(
     """Codes (N, S, k) resampled by weight, log p(y), its standard error, and the effective size over S, (N,) each.
 
     Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, or what it
-    becomes when it is fitted, again and again, to all pilot draws so far. It is taken once as many fresh draws as its
-    own pilots promise to be worth `promised` times an effective size of `enough` of S are few beside all pilots, or
+    becomes when it is fitted, again and again, to all trial draws so far. It is taken once as many fresh draws as its
+    own trials promise to be worth `promised` times an effective size of `enough` of S are few beside all trials, or
     after `fits`; of these there are at most `most` S, and as many again where they are worth less than what is asked,
-    but not less than half of it. Pilot draws are not weighed: those that a fit has seen lie where it is high, those
+    but not less than half of it. trial draws are not weighed: those that a fit has seen lie where it is high, those
     that chose q look even, and both would sum to too little.
     The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
-    most = max(CONSTANTS.most * samples, (CONSTANTS.fits + 1) * CONSTANTS.pilots)
+    most = max(CONSTANTS.most * samples, (CONSTANTS.fits + 1) * CONSTANTS.trials)
     at_once = max(1, 2**24 // (most * proposal.centre.shape[2]))  # memory grows with no batch's size
     parts = [
         _importance_samples(Rows(energy, rows), proposal.of(rows), samples, generator, enough)
@@ -259,17 +259,17 @@ def _importance_samples(
     energy: Energy, fitted: Mixture, samples: int, generator: torch.Generator, enough: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     todo, found, proposals = _numbers(energy.y), [], []
-    pilots = fitted.centre[:, :0, :]  # what the proposals drew, its log p(y, z), and its density under all of them
-    joint = density = pilots.sum(2)
+    trials = fitted.centre[:, :0, :]  # what the proposals drew, its log p(y, z), and its density under all of them
+    joint = density = trials.sum(2)
     for fits in range(CONSTANTS.fits + 1):
         proposal = replace(fitted, factor=fitted.factor / CONSTANTS.wider)
-        z = proposal.sample(CONSTANTS.pilots, generator)
+        z = proposal.sample(CONSTANTS.trials, generator)
         new_joint, own = log_joint(Rows(energy, todo), z), proposal.log_density(z)
         share = _mean_and_effective(new_joint - own)[1].nan_to_num()
         draws = (
             (CONSTANTS.promised * enough / share).nan_to_num().ceil().clamp(CONSTANTS.least, CONSTANTS.most)
         )  # for each sample
-        taken = (draws * samples <= CONSTANTS.worth * (fits + 1) * CONSTANTS.pilots) | (fits == CONSTANTS.fits)
+        taken = (draws * samples <= CONSTANTS.worth * (fits + 1) * CONSTANTS.trials) | (fits == CONSTANTS.fits)
         for count in draws[taken].unique().tolist():
             these = (taken & (draws == count)).nonzero().squeeze(1)
             part = Rows(energy, todo[these])
@@ -279,11 +279,11 @@ def _importance_samples(
         if len(poor) == 0:
             break
         new_density = torch.stack([old.log_density(z) for old in proposals] + [own]).logsumexp(0)
-        density = torch.cat([torch.logaddexp(density, proposal.log_density(pilots)), new_density], 1)[poor]
-        pilots, joint = torch.cat([pilots, z], 1)[poor], torch.cat([joint, new_joint], 1)[poor]
+        density = torch.cat([torch.logaddexp(density, proposal.log_density(trials)), new_density], 1)[poor]
+        trials, joint = torch.cat([trials, z], 1)[poor], torch.cat([joint, new_joint], 1)[poor]
         todo, proposals = todo[poor], [old.of(poor) for old in [*proposals, proposal]]
         possible = joint.isfinite().any(1, keepdim=True)  # else there is nothing that weights could say
-        fitted = fitted.of(poor).refitted(pilots, torch.where(possible, joint - density, 0.0))
+        fitted = fitted.of(poor).refitted(trials, torch.where(possible, joint - density, 0.0))
     rows, *weighed = (torch.cat(parts) for parts in zip(*found, strict=True))
     return tuple(part[rows.argsort()] for part in weighed)
 

@@ -280,7 +280,7 @@ def poor_proposal(draw, off, repeats=600):
 def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
     """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form.
 
-    As it comes, where pilots choose it or one of its fits, and through all fits. Draws that a fit has seen, weighed by
+    As it comes, where trials choose it or one of its fits, and through all fits. Draws that a fit has seen, weighed by
     that fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are
     sure.
     """

@@ -4,7 +4,7 @@ Notation, here and in every module:
 
     x   image or patch with n pixels in [0, 1]; tensors (batch, 1, height, width)
     z   latent code, k numbers, z ~ N(0, I) under every prior
-    G   decoder or generator, R^k -> R^n;  E  encoder;  T  flow on the code, in front of G where Σ speaks
+    G   decoder or generator, R^k -> R^n;  E  encoder;  T  flow in front of G, absent in `prior.range`
     Σ   residual covariance D(z) U diag(v(z)) Uᵀ D(z), U the orthonormal DCT, D pixel scales
     K   forward operator;  y = K x + e,  e ~ N(0, σ² I)  measurement
     λ   weight of the latent prior in  argmin_z |K G(z) - y|^2 + λ |z|^2;  λ = σ² is Bayes'
@@ -33,6 +33,10 @@ _PLACES = {
     "restore": "restoration",
 }
 __all__ = [*_PLACES, "operators"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> object:

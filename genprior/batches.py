@@ -41,3 +41,8 @@ def by_reverse_mode(value: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: 
         z = z.detach().requires_grad_()
         energy = value(z, rows)
         return energy.detach(), torch.autograd.grad(energy.sum(), z)[0]
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape of `like`, drawn on the CPU."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

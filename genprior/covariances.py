@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genprior.batches import by_forward_mode, by_parts, floats_at_once
+from genprior.batches import by_forward_mode, by_parts, floats_at_once, standard_normal
+from genprior.files import InputError
 from genprior.gaussian import LOG_2_PI
 from genprior.lapack import cholesky, inverse, inverse_root, log_determinant, solve
 
@@ -95,7 +96,7 @@ class Observation:
 
     def noise(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of the noise e for each code: (P, m)."""
-        return self.sigma * _normal(self.y[rows], generator)
+        return self.sigma * standard_normal(self.y[rows], generator)
 
 
 class Isotropic:
@@ -104,14 +105,14 @@ class Isotropic:
     slopes_known = True
 
     def __init__(self, y: Tensor, sigma: float, latent_size: int = 64):
-        self.y, self.sigma = y, sigma
+        self.y, self.sigma, self.latent_size = y, sigma, latent_size
         m, floats = y.shape[1], floats_at_once(y)
         self.size = max(2**12, 16 * m)
         self.chunk, self.fisher_chunk = (max(1, floats // n) for n in (self.size, max(2**16, 12 * m * latent_size)))
 
     def wider(self, factor: float) -> "Isotropic":
         """The same with σ so many times as large."""
-        return Isotropic(self.y, factor * self.sigma)
+        return Isotropic(self.y, factor * self.sigma, self.latent_size)
 
     def constant(self, rows: Tensor) -> float:
         return self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(self.sigma))
@@ -121,7 +122,9 @@ class Isotropic:
         return squared, torch.zeros_like(squared)
 
     def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-        squared = torch.cdist(moments[0], self.y[rows]).square() / self.sigma**2
+        squared = (
+            torch.cdist(moments[0], self.y[rows], compute_mode="donot_use_mm_for_euclid_dist").square() / self.sigma**2
+        )
         return squared, torch.zeros_like(squared[:, 0])
 
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments]:
@@ -220,7 +223,7 @@ class Dense:
         c, v = moments
         start, noise = c, 0.0
         if generator is not None:
-            start = c + v.sqrt() * _normal(c, generator)
+            start = c + v.sqrt() * standard_normal(c, generator)
             noise = self.observation.noise(rows, generator)
         predicted, b, factor = self._factors(c, v)
         moved = ((start - c).unsqueeze(1) @ b.mT).squeeze(1)
@@ -245,6 +248,8 @@ class Diagonal:
         self.y = y @ (observation.in_basis / torch.where(self.seen, norms, 1.0)) * self.seen
         self.constants = y.new_full((len(y),), y.shape[1] / 2 * LOG_2_PI)
         if blind := y.shape[1] - int(self.seen.sum()):  # what of y lies outside the operator's range is noise alone
+            if self.sigma == 0:
+                raise InputError("sigma = 0: the operator leaves numbers of y to noise alone; above 0 would be right")
             lost = (y.square().sum(1) - self.y.square().sum(1)).clamp_min(0)
             self.constants = self.constants + lost / (2 * self.sigma**2) + blind * math.log(self.sigma)
         self.size, n = 4 * len(norms), len(norms)
@@ -290,7 +295,7 @@ class Diagonal:
         c, v = moments
         start, noise = c, 0.0
         if generator is not None:
-            start, noise = c + v.sqrt() * _normal(c, generator), self.sigma * _normal(c, generator)
+            start, noise = c + v.sqrt() * standard_normal(c, generator), self.sigma * standard_normal(c, generator)
         residual = self.y[rows] - self.norms * start - noise
         return self.observation.images(start + v * self.norms * residual / self._variance(v))
 
@@ -426,7 +431,7 @@ class Scaled:
         v = moments[1]
         own, noise = torch.zeros_like(v), torch.zeros_like(self.y[rows])
         if generator is not None:
-            own, noise = v.sqrt() * _normal(v, generator), self.observation.noise(rows, generator)
+            own, noise = v.sqrt() * standard_normal(v, generator), self.observation.noise(rows, generator)
 
         def of_part(rows: Tensor, own: Tensor, noise: Tensor, *moments: Tensor) -> Tensor:
             c, v, scales = moments
@@ -442,7 +447,7 @@ class Scaled:
 
 
 class White(Scaled):
-    """`Scaled` where K = I and σ = 0, that is -log p(x, z): diag(v)^{-½} Uᵀ D⁻¹ whitens x - G(z)."""
+    """`Scaled` where K = I and σ = 0, that is -log p(x | z): diag(v)^{-½} Uᵀ D⁻¹ whitens x - G(z)."""
 
     def _floats(self, m: int, n: int) -> int:
         return 2**14
@@ -556,11 +561,6 @@ class Separable(Scaled):
         along_v = 0.5 * p.square_() @ v_columns + mixed @ d_columns
         along_d = (x * x.mT).addcmul_(_on_axes(basis, v.unsqueeze(2) * y.mT), q) @ d_columns + mixed.mT @ v_columns
         return mean_columns.mT @ q @ mean_columns + v_columns.mT @ along_v + d_columns.mT @ along_d
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of the shape of `like`, drawn on the CPU."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _on_axes(axes: Axes, matrix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genprior.batches import by_forward_mode, by_parts, by_reverse_mode, floats_at_once
 from genprior.covariances import Covariance, Dense, Diagonal, Isotropic, Moments, Observation, Scaled, Separable, White
+from genprior.files import InputError
 from genprior.operators import as_matrix
 
 
@@ -148,6 +149,8 @@ def energy_of(view: object, operator: object, y: Tensor, sigma: float, latent_we
     """
     y, precision = y.flatten(1), 1.0 if latent_weight is None else latent_weight / sigma**2
     matrix = as_matrix(operator, view.shape, view.basis) if hasattr(operator, "A_adjoint") else None
+    if matrix is not None:
+        check_linear(operator, matrix, view.shape)
     if view.covariance == "none":
         if matrix is None:
             model = ByForwardMode(lambda z: (operator.A(view.decode(z)).flatten(1),))
@@ -161,6 +164,15 @@ def energy_of(view: object, operator: object, y: Tensor, sigma: float, latent_we
         return covariance.condition(rows, view.moments(z), generator)
 
     return Energy(view, covariance, image, precision)
+
+
+def check_linear(operator: object, matrix: Tensor, shape: tuple[int, int]) -> None:
+    """InputError where A of one picture is not its matrix (m, n) times that picture, which A_adjoint promises."""
+    x = torch.linspace(-1, 1, matrix.shape[1], dtype=matrix.dtype, device=matrix.device).square()
+    found, expected = operator.A(x.reshape(1, 1, *shape)).flatten(), matrix @ x
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()) + 1e-6):
+        name = type(operator).__name__
+        raise InputError(f"operator: {name} has A_adjoint, and its A is not linear; take off A(0), or leave it out")
 
 
 def structured(view: object, observation: Observation) -> Covariance:

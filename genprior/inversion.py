@@ -1,6 +1,7 @@
 """Latent inversion: the most probable codes of measurements, for many measurements and starts at once.
 
-`search` minimises an energy by damped Fisher scoring; `adam` and `lbfgs` are the references of the same signature.
+`search` minimises an energy by damped Fisher scoring; `adam` and `lbfgs` are the references that tests and benchmark
+compare it with.
 """
 
 from collections.abc import Callable

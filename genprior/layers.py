@@ -1,4 +1,4 @@
-"""Encoder and decoder for patches, on standardised DCT coefficients; a discriminator is a plain `mlp` of them."""
+"""Encoder and decoder for patches, on standardised DCT coefficients."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -199,7 +199,7 @@ class Decoder(nn.Module):
             self.add_scales(latent_size, hidden, activation)
 
     def add_scales(self, latent_size: int, hidden: list[int], activation: str) -> None:
-        """Gains d(z) beside v(z), all 1 until they are trained."""
+        """Scales d(z) beside v(z), all 1 until they are trained."""
         fields = scale_fields(self.coefficients.shape).float()
         self.register_buffer("fields", fields, persistent=False)
         self.log_scale = mlp([latent_size, *hidden, len(fields)], activation)

@@ -1,4 +1,4 @@
-"""Prior: what every trained model is handed on as, and its file."""
+"""PriorNetwork: what every trained model is handed on as, and its file."""
 
 import json
 import math
@@ -189,11 +189,11 @@ class PriorNetwork(nn.Module):
     def sample(self, count: int, generator: torch.Generator, residual: bool) -> Tensor:
         """Draws x: G(z) with z ~ N(0, I), or G(T(z)) plus N(0, Σ(z)) where `residual`: (count, 1, h, w)."""
         device = self.code_mean.device
-        z = torch.randn(count, self.latent_size, generator=generator).to(device)
+        z = torch.randn(count, self.latent_size, generator=generator, dtype=self.code_mean.dtype).to(device)
         if not residual:
             return self.decode(z)
         mean, variance, *scales = self.moments(z)
-        drawn = variance.sqrt() * torch.randn(mean.shape, generator=generator).to(device)
+        drawn = variance.sqrt() * torch.randn(mean.shape, generator=generator, dtype=self.code_mean.dtype).to(device)
         return self.synthesise(mean, drawn, *scales)
 
     def synthesise(self, mean: Tensor, residual: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -212,7 +212,7 @@ class Observed(nn.Module):
         super().__init__()
         coefficients, decoder = prior.coefficients, prior.decoder
         last = matrix @ coefficients.basis * coefficients.scale  # standardised coefficients -> measurements
-        self.prior, self.network = prior, nn.Sequential(*decoder.body, nn.Linear(*last.shape[::-1], dtype=last.dtype))
+        self.prior, self.network = prior, nn.Sequential(*decoder.body, _linear(last))
         self.network[-1].weight = nn.Parameter(last @ decoder.mean.weight, requires_grad=False)
         offset = last @ decoder.mean.bias + matrix @ (coefficients.basis @ coefficients.mean)
         self.network[-1].bias = nn.Parameter(offset, requires_grad=False)
@@ -228,6 +228,11 @@ class Observed(nn.Module):
         code, code_columns = self.prior.code_with_columns(z)
         predicted, columns = with_columns(self.network, code, code_columns)
         return (predicted + code @ self.linear.T,), (columns + self.linear @ code_columns,)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    """A layer for this weight, without torch's first draw of one."""
+    return nn.utils.skip_init(nn.Linear, *weight.shape[::-1], dtype=weight.dtype, device=weight.device)
 
 
 def save_network(prior: PriorNetwork, path: str | Path) -> None:

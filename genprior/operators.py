@@ -1,8 +1,9 @@
-"""Forward operators K, and the measured problems that every method solves.
+"""Forward operators K: what one offers, and five kinds.
 
 An operator has `A(x)`: patches (N, 1, h, w) -> y (N, ...), and, where it is linear, `A_adjoint(y)`: y -> (N, 1, h, w),
-with the same K for the whole batch. deepinv's physics have this interface. Noise levels are standard deviations in
-the units of y.
+with the same K for the whole batch. deepinv's physics have this interface. An operator may state what makes S cheaper:
+`orthogonal_in`, the bases U ("dct", "pixel") in which the columns of K U are orthogonal, and `axes`, K_h (h, h) and
+K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
 """
 
 from typing import Protocol
@@ -12,6 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
+
+from genprior.files import InputError
 
 
 class LinearOperator(Protocol):
@@ -41,14 +44,20 @@ class Inpainting(nn.Module):
 
     def __init__(self, mask: Tensor):
         super().__init__()
+        if mask.ndim != 2 or not mask.any():
+            raise InputError(
+                f"mask: {tuple(mask.shape)}, {int(mask.sum())} measured; (h, w) with a pixel would be right"
+            )
         self.register_buffer("mask", mask)
-        self.register_buffer("seen", mask.flatten().nonzero().squeeze(1))
+        self.register_buffer("measured", mask.flatten().nonzero().squeeze(1))
 
     def A(self, x: Tensor) -> Tensor:
-        return x.flatten(1).index_select(1, self.seen)
+        if x.shape[-2:] != self.mask.shape:
+            raise InputError(f"mask: {tuple(self.mask.shape)}; {tuple(x.shape[-2:])}, as the image, would be right")
+        return x.flatten(1).index_select(1, self.measured)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        return y.new_zeros(len(y), self.mask.numel()).index_copy(1, self.seen, y).reshape(-1, 1, *self.mask.shape)
+        return y.new_zeros(len(y), self.mask.numel()).index_copy(1, self.measured, y).reshape(-1, 1, *self.mask.shape)
 
 
 class GaussianBlur(nn.Module):
@@ -83,6 +92,8 @@ class Downsampling(nn.Module):
         self.factor = factor
 
     def A(self, x: Tensor) -> Tensor:
+        if any(side % self.factor for side in x.shape[-2:]):
+            raise InputError(f"factor = {self.factor}: does not divide the image's {tuple(x.shape[-2:])}")
         return avg_pool2d(x, self.factor)
 
     def A_adjoint(self, y: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from genprior.files import InputError
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -19,3 +21,7 @@ class Plan:
     halve_every: int = 0
     widened: bool = False
     dominant: bool = False
+
+    def __post_init__(self):
+        if self.starts < 1 or self.iterations < 0 or self.pool < 0:
+            raise InputError(f"{self}: starts of at least 1, iterations and pool of at least 0 would be right")

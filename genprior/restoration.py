@@ -1,9 +1,11 @@
-"""Restoring measurements: `measure`, `restore`, `posterior`, for either view of a prior and any operator."""
+"""Restoring measurements: `measure`, `restore`, `posterior`, for either view of a prior and any operator.
+
+A view is one of `genprior.views`, or what `genprior.energies.energy_of` asks of one, with a `plan` and a `code`.
+"""
 
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,23 +37,6 @@ def measure(operator: object, x: Tensor, sigma: float, seed: int | torch.Generat
     return clean + sigma * noise.to(clean.device)
 
 
-class View(Protocol):
-    """What restoration asks of a prior; `genprior.views` has both."""
-
-    shape: tuple[int, int]  # (h, w) of a patch
-    latent_size: int
-    basis: Tensor  # U (n, n)
-    covariance: str  # of Σ(z): "none", "diagonal" or "scaled"
-    plan: Plan
-    code: type
-
-    def decode(self, z: Tensor) -> Tensor:
-        """E[x | z] of codes (P, k): (P, 1, h, w)."""
-
-    def moments(self, z: Tensor) -> tuple[Tensor, ...]:
-        """What `genprior.covariances` calls the moments of codes (P, k)."""
-
-
 @dataclass(frozen=True)
 class Restored:
     """Images restored from measurements, and the searches that found them.
@@ -75,6 +60,7 @@ class Restored:
         """The lowest energy that a search of each problem ended at: (N,)."""
         return self.modes.energy.min(0).values
 
+    @torch.no_grad()
     def mean(self, samples: int = 24, seed: int = 0) -> Tensor:
         """The posterior mean E[x | y], E[x | y, z] averaged over samples of the posterior of z: (N, 1, h, w).
 
@@ -82,12 +68,14 @@ class Restored:
         posterior, however effective their draws look, and chance costs the mean the more: every problem is annealed,
         with up to four times as many samples.
         """
+        _check_samples(samples, self.problem)
         k, m = self.z.shape[1], self.problem.y.shape[1]
         samples *= min(4, math.ceil(2 * k / m))
         mixture = self.mixture or laplace_mixture(self.problem, self.modes)
         draw = stream(seed, "posterior mean")
         return posterior_mean(self.problem, mixture, samples, draw, math.inf if m < 2 * k else 0.5)
 
+    @torch.no_grad()
     def posterior(self, samples: int = 200, seed: int = 0, first: int | None = None) -> "Posterior":
         """Samples of the posterior of the `first` problems, None for all."""
         energy, count = self.problem, len(self.z) if first is None else first
@@ -111,6 +99,7 @@ class Posterior:
         return self.samples.z.as_subclass(self.code)
 
     @cached_property
+    @torch.no_grad()
     def x(self) -> Tensor:
         """One image x ~ p(x | y, z) for each code: (N, S, 1, h, w)."""
         problems, count, _ = self.samples.z.shape
@@ -157,7 +146,7 @@ class Posterior:
 
 @torch.no_grad()
 def restore(
-    view: View,
+    view: object,
     operator: object,
     y: Tensor,
     sigma: float,
@@ -182,7 +171,7 @@ def restore(
 
 @torch.no_grad()
 def posterior(
-    view: View,
+    view: object,
     operator: object,
     y: Tensor,
     sigma: float,
@@ -197,32 +186,45 @@ def posterior(
 
 
 def _begun(
-    view: View, operator: object, y: Tensor, sigma: float, latent_weight: float | None, plan: Plan, seed: int
+    view: object, operator: object, y: Tensor, sigma: float, latent_weight: float | None, plan: Plan, seed: int
 ) -> tuple[Energy, Tensor]:
     """The energy of measurements, and at least `POSTERIOR_STARTS` starts of its searches (S, N, k)."""
-    energy = energy_of(view, operator, _checked(view, operator, y, sigma), sigma, latent_weight)
-    more = replace(plan, starts=max(plan.starts, POSTERIOR_STARTS))
+    y = _checked(view, operator, y, sigma)
+    if latent_weight is not None and not (sigma > 0 and 0 <= latent_weight < math.inf):
+        raise InputError(f"latent_weight = {latent_weight}: at least 0 would be right, and sigma above 0")
+    energy = energy_of(view, operator, y, sigma, latent_weight)
+    most = max(plan.starts, POSTERIOR_STARTS)
+    more = replace(plan, starts=most, pool=max(plan.pool, most) if plan.pool else 0)
     return energy, starting_codes(energy, more, view.latent_size, stream(seed, "starts"))
 
 
 def _sampled(energy: Energy, starts: Tensor, plan: Plan, code: type, samples: int, seed: int) -> Posterior:
     """Samples from the modes that searches from the first starts find, none of them dropped."""
-    modes = search(energy, starts[:POSTERIOR_STARTS], plan)
+    _check_samples(samples, energy)
+    modes = search(energy, starts[:POSTERIOR_STARTS], replace(plan, halve_every=0))
     return Posterior(sample_posterior(energy, modes, samples, stream(seed, "posterior")), code, energy, seed)
 
 
-def _checked(view: View, operator: object, y: Tensor, sigma: float) -> Tensor:
+def _checked(view: object, operator: object, y: Tensor, sigma: float) -> Tensor:
     """Measurements in the prior's precision and on its device; InputError in one line where they fit nothing."""
     if not hasattr(operator, "A"):
         raise InputError(f"operator: {type(operator).__name__} has no A(x); one of genprior.operators would be right")
     if sigma == 0 and view.covariance == "none":
         raise InputError("sigma = 0: images confined to a range explain no measurement exactly; above 0 would be right")
-    if not 0 <= sigma < math.inf:
+    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
         raise InputError(f"sigma = {sigma}: a finite standard deviation, at least 0, would be right")
     basis = view.basis
-    if not isinstance(y, Tensor) or not y.is_floating_point() or not y.isfinite().all():
-        raise InputError("y: a tensor of finite real numbers would be right")
+    if not isinstance(y, Tensor) or y.ndim < 2 or not y.is_floating_point() or not y.isfinite().all():
+        raise InputError("y: a tensor (N, ...) of finite real numbers would be right")
     expected = operator.A(torch.zeros(1, 1, *view.shape, dtype=basis.dtype, device=basis.device)).shape[1:]
     if y.shape[1:] != expected or len(y) == 0:
         raise InputError(f"y: {tuple(y.shape)}; ({len(y) or 'N'}, {', '.join(map(str, expected))}) would be right")
-    return y.to(basis)
+    return y.detach().to(basis, copy=True)  # what the results go on with is not the caller's to change
+
+
+def _check_samples(samples: int, energy: Energy) -> None:
+    """InputError for no samples, and for an energy that is no posterior's."""
+    if samples < 1:
+        raise InputError(f"samples = {samples}: at least 1 would be right")
+    if energy.latent_precision != 1:
+        raise InputError("latent_weight: a posterior has Bayes' λ = sigma², None; restore alone takes another one")

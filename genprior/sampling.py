@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genprior.batches import by_parts
+from genprior.batches import by_parts, standard_normal
 from genprior.energies import Energy, Rows, energies_of_all
 from genprior.gaussian import LOG_2_PI
 from genprior.inversion import Modes
@@ -242,7 +242,7 @@ def importance_samples(
     becomes when it is fitted, again and again, to all trial draws so far. It is taken once as many fresh draws as its
     own trials promise to be worth `promised` times an effective size of `enough` of S are few beside all trials, or
     after `fits`; of these there are at most `most` S, and as many again where they are worth less than what is asked,
-    but not less than half of it. trial draws are not weighed: those that a fit has seen lie where it is high, those
+    but not less than half of it. Trial draws are not weighed: those that a fit has seen lie where it is high, those
     that chose q look even, and both would sum to too little.
     The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
@@ -485,7 +485,7 @@ def _move(
     for _ in range(CONSTANTS.moves):
         old, old_white = z[todo], white[todo]
         rho = reach[todo, None] * torch.exp(-2 * torch.rand(old.shape[:2], generator=generator).to(z))
-        moved = (1 - rho.square()).sqrt()[..., None] * old_white + rho[..., None] * _normal(old, generator)
+        moved = (1 - rho.square()).sqrt()[..., None] * old_white + rho[..., None] * standard_normal(old, generator)
         proposed = mean[todo] + moved @ factor[todo].mT
         proposed_likelihood = _log_likelihood(Rows(energy, todo), proposed)
         log_accept = _powered(_change(proposed_likelihood, likelihood[todo]), power[todo])
@@ -500,10 +500,6 @@ def _move(
         if len(todo) == 0:
             break
     return z, likelihood, reach
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _log_likelihood(energy: Energy, z: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Random numbers: one independent stream for each seed and purpose."""
 
 import hashlib
+from operator import index
 
 import torch
 
@@ -10,7 +11,7 @@ def stream(seed: int, purpose: str) -> torch.Generator:
 
     What must not know of each other, say the starts of a search and the truths that it is to find, never shares them.
     """
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    digest = hashlib.sha256(f"{index(seed)}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 

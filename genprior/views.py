@@ -15,9 +15,21 @@ from genprior.streams import generator_of
 
 
 class Code(Tensor):
-    """Codes (..., k) of one view. What is computed from them stays one; with codes of the other view it is refused."""
+    """Codes (..., k) of one view. What is computed from them stays one; with codes of the other view it is refused.
+
+    NumPy knows of no view: what comes back from there is a plain tensor, which both views take.
+    """
 
     view = ""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if len({kind for kind in types if issubclass(kind, Code)}) > 1:
+            raise InputError("a code of prior and a code of prior.range: they are of different laws; encode the image")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict) -> "Code":
+        return self.clone()
 
 
 class PriorCode(Code):
@@ -58,11 +70,12 @@ class View:
         """Codes as a plain tensor; InputError for those of the other view."""
         if isinstance(z, Code) and type(z) is not self.code:
             raise InputError(f"a code of {z.view} was given where one of {self.code.view} is right; encode the image")
-        return z.as_subclass(Tensor)
+        return z.as_subclass(Tensor) if isinstance(z, Code) else z
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean image of each code, E[x | z]: (N, k) -> (N, 1, h, w)."""
-        return (self.moments(self.own(z))[0] @ self.basis.T).reshape(-1, 1, *self.shape)
+        """The mean image of each code, E[x | z]: (..., k) -> (..., 1, h, w)."""
+        x = self.moments(z.reshape(-1, self.latent_size))[0] @ self.basis.T
+        return x.reshape(*z.shape[:-1], 1, *self.shape)
 
     @torch.no_grad()
     def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
@@ -94,11 +107,12 @@ class Range(View):
 
     def moments(self, z: Tensor) -> tuple[Tensor]:
         """The coefficients Uᵀ G(z): (N, k) -> (N, n)."""
-        return (self.network.decode(z).flatten(1) @ self.basis,)
+        return (self.network.decode(self.own(z)).flatten(1) @ self.basis,)
 
     def decode(self, z: Tensor) -> Tensor:
-        """G(z): (N, k) -> (N, 1, h, w)."""
-        return self.network.decode(self.own(z))
+        """G(z): (..., k) -> (..., 1, h, w)."""
+        x = self.network.decode(self.own(z).reshape(-1, self.latent_size))
+        return x.reshape(*z.shape[:-1], 1, *self.shape)
 
     def through(self, matrix: Tensor) -> "object":
         """K G for a linear operator's matrix K (m, n), as one network with its own derivatives."""
@@ -144,11 +158,11 @@ class Prior(View):
 
     def moments(self, z: Tensor) -> tuple[Tensor, ...]:
         """Mean and variances v(z) of the coefficients Uᵀx: (N, n) each; scales (N, B) where there are any."""
-        return self.network.moments(z)
+        return self.network.moments(self.own(z))
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """`moments` and their Jacobians: (N, n, k) each; of scales (N, B, k)."""
-        return self.network.moments_with_columns(z)
+        return self.network.moments_with_columns(self.own(z))
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.network.encode_residual(x)

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from genprior.files import InputError
 
 RESERVED = ("representation", "likelihood", "samples", "training", "patches", "chapter")  # by tables of measures
+PRIORS = ("ae", "vae", "gan")  # a model in data/models each; pipeline/tables.py has their titles
 MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]

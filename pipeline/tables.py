@@ -11,10 +11,9 @@ import pandas as pd
 
 from genprior.files import InputError
 from pipeline.files import flat
-from pipeline.params import Params
+from pipeline.params import PRIORS, Params
 
 WITHOUT_PRIOR = ["minimum_norm", "tikhonov"]  # whose error is of another order
-PRIORS = ("ae", "vae", "gan")
 CONSTRAINTS = ("none", "range", "relaxed", "mean")  # in the order of the tables
 NAMES = {  # in the order of the tables
     "floor": "other real patches",
@@ -114,8 +113,9 @@ def _place(key: str, file: Path) -> tuple[str, str, str, str]:
         case "sample" | "patches" | "chapter" as block, method, *constraint, measure if len(constraint) < 2:
             problem = "samples" if block == "sample" else block
             return method, problem, *(constraint or ["none"]), measure
-        case stage, *constraint, measure if stage.startswith("train_") and len(constraint) < 2:
-            return stage.removeprefix("train_"), "training", *(constraint or ["none"]), measure
+        case stage, *constraint, measure if len(constraint) < 2:
+            problem = "training" if stage.startswith("train_") else stage
+            return stage.removeprefix("train_"), problem, *(constraint or ["none"]), measure
     raise InputError(f"{file}: {key}: method.constraint.problem.measure would be right")
 
 

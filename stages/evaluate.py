@@ -14,7 +14,7 @@ from genprior.files import InputError
 from genprior.views import load
 from pipeline.evaluation import cross_over, log_likelihood, represent, solve
 from pipeline.files import write_array, write_metrics
-from pipeline.params import Params, load_params
+from pipeline.params import PRIORS, Params, load_params
 from pipeline.patches import draw_batch, draw_patches, load_patches
 from pipeline.problems import reconstruction_measures
 from pipeline.processes import side_by_side
@@ -41,8 +41,8 @@ def work(name: str, params: Params, task: str) -> tuple[dict[str, dict], dict[st
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in ("ae", "vae", "gan"):
-        raise InputError("usage: python -m stages.evaluate ae|vae|gan")
+    if name not in PRIORS:
+        raise InputError(f"usage: python -m stages.evaluate {'|'.join(PRIORS)}")
     params = load_params("params.yaml")
     device = set_up(params)
     # Long ones first: what starts last ends last, and alone.

@@ -13,11 +13,9 @@ from genprior.views import Prior, View
 from pipeline.files import read_array, write_array, write_csv, write_metrics
 from pipeline.losses import kl_standard_normal
 from pipeline.measures import collapse, nearest_distance, sample_measures, two_real_sets
-from pipeline.params import load_params
+from pipeline.params import PRIORS, load_params
 from pipeline.patches import draw_patches, load_splits, to_unit
 from pipeline.run import run, set_up
-
-PRIORS = ("ae", "vae", "gan")
 
 
 def views_of(networks: dict[str, PriorNetwork]) -> dict[tuple[str, str], View]:

@@ -179,7 +179,7 @@ def test_a_code_of_one_view_is_refused_by_the_other(prior, x):
     for view, code in ((prior, confined), (prior.range, whole), (prior, 2 * confined[:3])):
         with pytest.raises(InputError, match="a code of"):
             view.decode(code)
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match="different laws"):
         confined + whole
     found = genprior.restore(prior.range, Identity(), x, 0.1)
     torch.testing.assert_close(prior.range.decode(found.z), found.x)

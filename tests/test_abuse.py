@@ -28,7 +28,6 @@ from test_pipeline import STAGES
 from genprior.files import InputError
 from genprior.images import read_photograph
 from genprior.networks import PriorNetwork, load_network, save_network
-from pipeline import tables
 from pipeline.files import read_array, write_array
 from pipeline.patches import load_patches, load_splits
 from pipeline.run import run
@@ -232,21 +231,6 @@ def test_arrays_of_patches(tmp_path):
     for split, side in (("train", 4), ("test", 5)):
         write_array(tmp_path / f"{split}.npy", np.zeros((5, side, side), np.uint8))
     assert outcome(lambda: load_splits(str(tmp_path), "cpu", ("train", "test")), "test.npy") is None
-
-
-def test_metrics_and_curves_of_the_report(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("metrics", "data/curves"):
-        Path(folder).mkdir(parents=True)
-    texts = ["", "{", "[]", "1", "null", "NaN", "[" * 100_000, '{"a": null}', '{"a": "x"}', '{"a": [1]}', "\ufeff{}"]
-    texts += ['{"vae": 1}', '{"vae": {"range": 1}}', '{"vae": {"elsewhere": {"blur": {"mse": 1}}}}', '{"a": {"b": {}}']
-    texts += ['{"vae": {"range": {"blur": {"mse": {"deeper": 1}}}}}', '{"vae": {"range": {"blur": 2}}}', "\xff\xfe"]
-    for text in texts:
-        Path("metrics/evaluate_vae.json").write_bytes(text.encode("latin-1" if text == "\xff\xfe" else "utf-8"))
-        assert outcome(lambda: tables.read_table("metrics"), "evaluate_vae.json") is None, text
-    for text in ("", "\0", "a,b\n1,2\n", "step,kl\n1,x\n", 'step,kl\n"', "step,kl\n1,2,3\n1\n4,5,6,7\n"):
-        Path("data/curves/vae.csv").write_text(text)
-        assert outcome(lambda: tables.read_curve("vae", ["kl"]), "vae.csv") is None, text
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from conftest import tiny
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from skimage.restoration import denoise_tv_chambolle
-from sklearn.cluster import KMeans
 
 from genprior.files import InputError
 from genprior.images import dct_basis
@@ -185,16 +184,6 @@ def test_fewer_different_patches_than_components():
     fitted = classical.fit_gaussian_prior(two, np.eye(4), 3, 10, 0)
     np.testing.assert_allclose(sorted(fitted.weight), [0.25, 0.75], atol=1e-6)
     np.testing.assert_allclose(sorted(fitted.mean.tolist()), two[[0, -1]], atol=1e-5)
-
-
-def test_patches_of_high_contrast_begin_no_component_alone():
-    """Each of ten far from all others: k-means on the coefficients themselves would make clusters of them."""
-    draw = np.random.default_rng(11)
-    x = draw.normal(size=(3000, 16))
-    x[:10] *= 30
-    plain = KMeans(12, n_init=1, random_state=0).fit_predict(x)
-    assert np.bincount(plain, minlength=12).min() == 1
-    assert np.bincount(classical.clusters(x, 12, 0), minlength=12).min() > 1
 
 
 def test_the_likeliest_prior_is_the_one_of_the_patches():

@@ -127,26 +127,6 @@ def test_gradient_against_finite_differences(draw, name, constraint):
     assert (torch.linalg.eigvalsh(fisher) > 0).all()
 
 
-@pytest.mark.parametrize("m", [3, 7])  # whose Fisher matrices are made in different ways
-@pytest.mark.parametrize("kind", ["relaxed", "modulated"])
-def test_a_prior_whose_weights_are_not_frozen_is_searched_as_one_whose_are(draw, kind, m):
-    """What LAPACK factorises in place, torch has to remember how to differentiate."""
-    weight = torch.eye(3)
-    moments = {"relaxed": curved_moments, "modulated": modulated_moments}[kind](draw)
-    operator, y = gaussian_sensing(SHAPE, m, draw), torch.randn(4, m, generator=draw)
-    make = {"relaxed": plain_energy, "modulated": modulated_energy}[kind]
-    z, rows, found = torch.randn(4, 3, generator=draw), torch.arange(4), []
-    for trained in (False, True):
-        weight.requires_grad_(trained)
-        energy = make(lambda z: moments(z @ weight), operator, y, 0.1)
-        found.append([energy.value(z, rows), energy.of_all(z, rows), *energy.gradient_and_fisher(z, rows)])
-    for frozen, free in zip(*found, strict=True):
-        (slope,) = torch.autograd.grad(free.sum(), weight, retain_graph=True)  # nothing it needs is overwritten
-        assert slope.isfinite().all()
-        assert slope.any()
-        torch.testing.assert_close(free, frozen)
-
-
 def test_jacobian_against_finite_differences(draw):
     moments, z = curved_moments(draw), torch.randn(4, 3, generator=draw)
     _, jacobians = by_forward_mode(moments, z)
@@ -307,7 +287,7 @@ def test_inverse_root_in_halves_is_lapacks(draw, m, dtype, rtol, atol):
 )
 def test_non_linear_operators_are_solved(draw, name, constraint):
     energy = energies(draw, name)[constraint]
-    starts = torch.randn(6, 4, 3, generator=draw)
+    starts = torch.randn(12, 4, 3, generator=draw)
     ours, theirs = (
         best(energy, find(energy, starts, 60, halve_every=8)),
         best(energy, adam(energy, starts, 200, lr=0.05)),

@@ -80,14 +80,6 @@ def test_solver_gap_falls_with_iterations_and_starts(prior, x, problems):
         assert 0 <= gaps[1] < gaps[0] / 2
 
 
-def test_range_takes_the_deepest_mode_and_a_prior_the_dominant(prior, x, problems):
-    problem = pose(problems, x, 0)[3]
-    confined, relaxed = (evaluation.restored(view, problem, SETTINGS, 0) for view in (prior.range, prior))
-    assert torch.equal(confined.energy, confined.lowest)
-    assert relaxed.modes.z.shape == (2, len(x), 4)  # all starts to the end, for the dominant mode to be among them
-    assert (relaxed.energy >= relaxed.lowest).all()
-
-
 def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, problems):
     best = reconstruction_measures(x, evaluation.represent(prior.range, x, SETTINGS, 0))["mse"]
     for problem in pose(problems, x, 0):

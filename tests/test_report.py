@@ -176,17 +176,6 @@ def test_the_best_is_marked_as_it_prints_and_nothing_where_there_is_nothing():
     assert page.cells(frame, "relative_error", ["a"])["rows"]["r"][0] == ("0.100", True)  # the least
 
 
-def test_the_marked_samples_are_nearest_to_real_patches(read):
-    for name in ("sets", "distributions"):
-        head, floor, *rows = ([cell.replace("−", "-") for cell in row] for row in read.tables[name])
-        assert floor[0] == "other real patches"
-        for column, aim, *cells in zip(head[1:], floor[1:], *(row[1:] for row in rows), strict=True):
-            marked = [float(cell[1:]) for cell in cells if cell.startswith("*")]
-            assert bool(marked) == (column != "distance to training")
-            distances = [abs(float(cell.strip("*")) - float(aim)) for cell in cells if aim]
-            assert all(abs(value - float(aim)) == min(distances) for value in marked)
-
-
 def test_every_table_is_whole_and_every_parameter_stands_as_text(ran, text, read):
     assert len(read.tables) > 15
     for name, rows in read.tables.items():

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from doubles import BASIS, SHAPE, Analytic, N, best, find, plain_energy, scaled_energy
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t
@@ -32,9 +31,8 @@ from genprior.sampling import (
     sample_posterior,
     smc,
 )
-from genprior.views import Prior, load
+from genprior.views import Prior
 from pipeline.params import Network, TrainVAE
-from pipeline.problems import build_operator
 from stages import train_vae
 
 K = 3
@@ -395,26 +393,6 @@ def test_a_problem_that_no_code_explains_leaves_the_others_alone(draw):
     np.testing.assert_allclose(posterior.log_evidence[1:].exp(), energy.wide, rtol=0.2)  # no start was near the other
 
 
-class Far(Bumps):
-    """An energy that is a number, and has an image, nowhere but within 1 of a code that the prior never draws."""
-
-    def value(self, z, rows):
-        distance = (z - torch.tensor([9.0, 0.0])).square().sum(1)
-        return torch.where(distance < 1, 50 * distance, torch.nan)
-
-    def gradient_and_fisher(self, z, rows):
-        return torch.zeros_like(z), 100 * torch.eye(2).expand(len(z), 2, 2)
-
-    def estimate(self, z, rows):
-        return torch.where(self.value(z, rows).isfinite(), z[:, 0], torch.nan).reshape(-1, 1, 1, 1)
-
-
-def test_posterior_mean_is_of_what_found_any(draw):
-    modes = Modes(torch.tensor([9.0, 0.0]).expand(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long))
-    mean = posterior_mean(Far(3), laplace_mixture(Far(3), modes), 200, draw, math.inf)
-    torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
-
-
 def small_decoder(draw, k=4):
     inner, outer = torch.randn(16, k, generator=draw), torch.randn(N, 16, generator=draw) / 3
     spread = torch.randn(N, k, generator=draw)
@@ -467,7 +445,7 @@ def calibrate(draw, view, operator, sigma, problems, minimum_effective=0.5, samp
 @pytest.mark.parametrize(
     ("forced", "problems", "samples", "thin"),
     [
-        pytest.param(IMPORTANCE, 400, 99, 10),  # its samples are worth a part of their number
+        pytest.param(IMPORTANCE, 400, 99, 6),  # its samples are worth a part of their number
         pytest.param(ANNEALED, 200, 49, 3),
         pytest.param(ANNEALED, 400, 99, 3, marks=pytest.mark.slow),
     ],
@@ -486,24 +464,6 @@ def test_calibration_by_simulation(draw, forced, problems, samples, thin):
         assert_uniform(squeezed, samples)
 
 
-def test_annealing_survives_fewer_samples_than_codes(draw):
-    """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
-    torch.set_default_dtype(torch.float32)
-    k = 24
-    weight = torch.randn(N, k, generator=draw)
-    energy = plain_energy(
-        lambda z: (50 * torch.tanh(z @ weight.T), torch.full((len(z), N), 1e-4)),
-        Identity(),
-        torch.randn(3, 1, *SHAPE, generator=draw),
-        1e-3,
-        BASIS.float(),
-    )
-    z, evidence, error = annealed_smc(energy, 20, k, draw, 1.0, most=15)
-    assert z.isfinite().all()
-    assert evidence.isfinite().all()
-    assert (error > 0).all()
-
-
 def test_calibration_of_a_trained_decoder(patches):
     torch.manual_seed(0)
     settings = TrainVAE(
@@ -514,25 +474,6 @@ def test_calibration_of_a_trained_decoder(patches):
     draw = torch.Generator().manual_seed(0)
     operator = gaussian_sensing((8, 8), 12, draw)
     ranks, _, _ = calibrate(draw, Prior(prior), operator, 0.01, 300)
-    assert_uniform(ranks)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [(name, problem) for name in ("ae", "vae", "gan") for problem in ("denoise", "cs_10", "cs_50")],
-)
-def test_calibration_of_the_pipelines_priors(params, name, problem):
-    """At length, on what `make repro` trained; on a GPU where there is one."""
-    path = ROOT / "data" / "models" / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip("needs `make repro`")
-    torch.set_default_dtype(torch.float32)  # as the pipeline has it, and in half the time
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    prior, draw = load(path, device), torch.Generator().manual_seed(0)
-    settings = params.problems[problem]
-    operator = build_operator(settings, prior.shape, draw).to(device)
-    ranks, _, _ = calibrate(draw, prior, operator, settings.sigma, 400)
     assert_uniform(ranks)
 
 

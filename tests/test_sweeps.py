@@ -159,25 +159,3 @@ def test_table_refuses_what_it_can_not_compare(capsys, monkeypatch):
         seed_table.seed_table({"good": ({"a": 0}, {"m": 1.0})})
     with pytest.raises(InputError, match="a and b: equal parameters, other metrics"):
         seed_table.seed_table({"b": ({"seed": 0}, {"m": 1.0}), "a": ({"seed": 0}, {"m": 2.0})})
-
-
-def test_stale_outputs_are_those_behind_what_did_not_run():
-    def stage(params: dict, deps: str, out: str) -> dict:
-        files = lambda names: [{"path": name, "md5": name} for name in names.split()]  # noqa: E731
-        return {"params": {"params.yaml": params}, "deps": files(deps), "outs": files(out)}
-
-    stages = {
-        "train": stage({"seed": 0, "train.lr": 0.1}, "code.py", "model metrics/train.json"),
-        "evaluate": stage({"evaluate.patches": 8}, "model", "metrics/evaluate.json"),
-        "chapter": stage({"chapter.image": "a"}, "code.py", "metrics/chapter.json"),
-    }
-    params = {"seed": 0, "train.lr": 0.1, "evaluate.patches": 8, "chapter.image": "a"}
-
-    def stale(**changed: object) -> set[str]:
-        return {path for path in seed_table.stale_outputs(stages, params | changed) if path.startswith("metrics/")}
-
-    assert stale() == set()
-    assert stale(**{"evaluate.patches": 9}) == {"metrics/evaluate.json"}
-    assert stale(seed=99) == {"metrics/train.json", "metrics/evaluate.json"}
-    stages["train"]["outs"][0]["md5"] = "0"  # as if train had run, and nothing behind it
-    assert stale() == {"metrics/evaluate.json"}

@@ -146,15 +146,6 @@ def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
     torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=0)
 
 
-def test_patch_that_no_training_showed_keeps_the_elbo_finite(patches):
-    """e^v of its variances would overflow, and one such patch end a training."""
-    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
-    prior.coefficients.fit(to_unit(patches))
-    prior.encoder.log_variance.bias.data.fill_(1000.0)
-    for term in elbo_terms(prior, prior.encoder, to_unit(patches[:5]), torch.randn(5, 4)).values():
-        assert term.isfinite().all()
-
-
 def test_gan_comes_closer_to_the_data():
     """On patches that its generator can make: a spread in every coefficient, and as many codes as pixels."""
     coefficients = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.4, 0.05, 16)
@@ -245,16 +236,6 @@ def test_the_weight_of_the_kl_rises_from_a_quarter_to_1_while_warm_up_lasts():
     half = [kl_weight(step, residual_settings(warm_up=0.5)) for step in (0, 50, 99, 100, 199)]
     assert half == pytest.approx([0.25, 0.625, 0.9925, 1.0, 1.0])
     assert kl_weight(0, residual_settings()) == 1.0
-
-
-def test_residual_model_takes_scales_that_begin_at_1(patches):
-    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
-    prior.coefficients.fit(to_unit(patches))
-    z, before = torch.randn(5, 4), prior.moments(torch.zeros(1, 4))
-    prior.add_scales()
-    torch.testing.assert_close(prior.moments(torch.zeros(1, 4)), (*before, torch.ones(1, 16)), rtol=0, atol=0)
-    fit_residual(prior, prior.encoder, patches, residual_settings(steps=20, noise="modulated", code_weight=None), 0)
-    assert (prior.moments(z)[2] - 1).abs().max() > 1e-3
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):

@@ -186,13 +186,6 @@ def test_fewer_different_patches_than_components():
     np.testing.assert_allclose(sorted(fitted.mean.tolist()), two[[0, -1]], atol=1e-5)
 
 
-def test_the_likeliest_prior_is_the_one_of_the_patches():
-    x = np.random.default_rng(9).normal(1, 1.5, (400, 1))
-    one = np.ones(1)
-    priors = [classical.GaussianPrior(one, one[:, None] * mean, one[:, None, None] * 2.25) for mean in (0, 1, 2)]
-    assert classical.likeliest(priors, x) is priors[1]
-
-
 def test_a_mixture_of_more_components_than_there_are_patches_is_refused(values, tmp_path, monkeypatch):
     tiny(values)["baselines"]["mixture_components"] = [40]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))

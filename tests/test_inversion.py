@@ -99,14 +99,6 @@ def test_decoder_that_fails_for_some_leaves_the_others_alone(draw, solver):
     assert (found.z[1:, 0] <= 1.0).all()
 
 
-def test_minimum_behind_a_wall_ends_at_the_wall_and_says_so(draw):
-    decode = lambda z: torch.where(z > 1.0, torch.nan, z)  # noqa: E731
-    energy = range_energy(decode, torch.full((1, 2), 3.0), 0.0)
-    found = best(energy, find(energy, torch.zeros(1, 1, 2), 200))
-    assert found.status == [NOT_FINITE]
-    assert 0.9 < found.z.min() <= 1.0
-
-
 def test_one_problem_does_not_depend_on_its_neighbours(draw):
     decode = curved(draw)
     y, starts = torch.randn(10, 20, generator=draw), torch.randn(3, 10, 3, generator=draw)

@@ -5,7 +5,6 @@ import re
 from copy import deepcopy
 
 import pytest
-import yaml
 from conftest import ROOT, at, by_key
 
 from genprior.files import InputError
@@ -171,8 +170,3 @@ def test_what_is_no_parameter_file_is_refused(tmp_path, data):
         (tmp_path / "params.yaml").write_bytes(data)
     with pytest.raises((InputError, OSError), match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")
-
-
-def test_dumped_as_dvc_and_yaml_do_it_is_the_same(values, tmp_path):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    assert load_params(tmp_path / "params.yaml") == load_params(ROOT / "params.yaml")

@@ -105,12 +105,6 @@ def leaves(values: dict, path: str = "") -> list[str]:
     return [leaf for key, inner in values.items() for leaf in leaves(inner, f"{path}.{key}")]
 
 
-def test_committed_metrics_have_unique_keys():
-    keys = [key for file in (ROOT / "metrics").glob("*.json") for key in leaves(json.loads(file.read_text()))]
-    assert keys
-    assert len(keys) == len(set(keys))
-
-
 @pytest.mark.dvc
 def test_whole_pipeline_through_dvc(workspace):
     folder, run = workspace

@@ -235,31 +235,25 @@ def test_arrays_of_patches(tmp_path):
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
-# Everything at once as small, as narrow or as few as the schema lets it be.
-ONE_STEP = {"steps": 1, "batch_size": 1}
+# Everything at once as small, as narrow or as few as the schema lets it be, beside what is tiny.
 LOWEST = {
-    "threads": 1,
     "extract_patches": {"patch_size": [2, 2], "image_size": 3, "stride": 1, "symmetries": False},
     "network": {"latent_size": 1, "hidden": [1]},
-    "residual": ONE_STEP,
-    "train_ae": ONE_STEP,
-    "train_vae": ONE_STEP | {"chapter_steps": 1},
-    "train_gan": ONE_STEP | {"chapter_steps": 1, "discriminator_hidden": [1], "average": 0},
-    "train_discriminative": ONE_STEP | {"hidden": [1]},
+    **{key: {"steps": 1, "batch_size": 1} for key in ("residual", "train_ae", "train_vae")},
+    "train_gan": {"steps": 1, "batch_size": 1, "discriminator_hidden": [1], "average": 0},
+    "train_discriminative": {"steps": 1, "batch_size": 1, "hidden": [1]},
     "sample": {"neighbours": 1},
-    "problems": {
-        "denoise": {"operator": "identity", "sigma": 1e-3},
-        "blur": {"operator": "blur", "width": 0.01, "sigma": 1e-3},
-        "inpaint": {"operator": "inpaint", "missing": 0.999999, "sigma": 1e-3},
-        "super_resolution": {"operator": "downsample", "factor": 2, "sigma": 1e-3},
-        "cs_50": {"operator": "gaussian", "measurements": 1, "sigma": 1e-3},
-    },
     "evaluate": {"patches": 1, "latent_weight": 0, "posterior_patches": 1}
     | {key: {"starts": 1, "iterations": 1} for key in ("range", "relaxed")},
     "crossover": {"measurements": [1, 2], "patches": 1, "sigma": 1e-3},
-    "baselines": {"validation_patches": 1, "mixture_components": [], "mixture_patches": 2, "mixture_iterations": 1}
-    | {"mixture_shrinkages": [1]}
-    | {f"{name}_weights": [1e-12] for name in ("tikhonov", "lasso", "tv")},
+    "baselines": {"validation_patches": 1, "mixture_components": [], "mixture_patches": 2, "tv_weights": [1e-12]},
+}
+PROBLEMS = {
+    "denoise": {"operator": "identity", "sigma": 1e-3},
+    "blur": {"operator": "blur", "width": 0.01, "sigma": 1e-3},
+    "inpaint": {"operator": "inpaint", "missing": 0.999999, "sigma": 1e-3},
+    "super_resolution": {"operator": "downsample", "factor": 2, "sigma": 1e-3},
+    "cs_50": {"operator": "gaussian", "measurements": 1, "sigma": 1e-3},
 }
 
 
@@ -275,9 +269,9 @@ RUNS = [  # but for pictures, which take their time
 
 def lowest(values: dict) -> dict:
     """The parameters of `LOWEST`, on three pictures of no size."""
-    values = tiny(values)
+    values = tiny(values) | {"problems": PROBLEMS}
     for name, block in LOWEST.items():
-        values[name] = block if name in ("threads", "problems") else values[name] | block
+        values[name] |= block
     for split in extract_patches.SPLITS:
         values["extract_patches"][split] = [f"imgs/{split}.png"]
     return values

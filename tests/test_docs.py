@@ -6,11 +6,13 @@ import re
 import shlex
 
 import pytest
+import torch
 from conftest import ROOT
 from dvc.cli.parser import get_main_parser
 from ruamel.yaml import YAML
 
 from genprior.command import arguments
+from genprior.networks import PriorNetwork, save_network
 
 NAMES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -87,3 +89,20 @@ def test_every_parameter_is_explained_and_no_other(values):
     rows = re.findall(r"^\| `(.+?)` \| .+? \| ", (ROOT / "docs/parameters.md").read_text(), re.MULTILINE)
     assert len(rows) == len(set(rows))
     assert set(rows) == leaves(values)
+
+
+def example(prior: str) -> str:
+    """The README's Python example with another prior in place of its "vae": a name, or the path of a file."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return code.replace('load("vae")', f"load({prior!r})")
+
+
+def test_python_example_runs(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    file = tmp_path / "tiny.safetensors"
+    save_network(PriorNetwork((6, 6), 3, [8], "silu", "modulated"), file)
+    monkeypatch.chdir(tmp_path)
+    exec(example(str(file)), names := {})
+    assert names["found"].x.shape == names["confined"].x.shape == (4, 1, 6, 6)
+    assert names["post"].x.shape == (4, 200, 1, 6, 6)
+    assert (names["low"] < names["high"]).all()

@@ -155,14 +155,3 @@ def test_wider_noise_leads_past_shallow_minima(draw):
     alone = best(energy, find(energy, starts, 80, halve_every=8)).energy
     deepest = best(energy, find(energy, many, 60)).energy + 0.1
     assert (softly < deepest).double().mean() > (alone < deepest).double().mean() + 0.03
-
-
-def test_gradients_between_fisher_matrices_reach_the_same_minima(draw):
-    weight, hidden = torch.randn(12, 8, generator=draw), torch.randn(8, 5, generator=draw)
-    energy = range_energy(
-        lambda z: (torch.tanh(z @ hidden.T) + z @ hidden.T) @ weight.T, torch.randn(20, 12, generator=draw), 0.1
-    )
-    start, rows = torch.zeros(20, 5), torch.arange(20)
-    plain, corrected = (fisher_scoring(energy, start, rows, 200, refresh=refresh) for refresh in (1, 12))
-    torch.testing.assert_close(corrected[1], plain[1], rtol=1e-4, atol=0)
-    assert (corrected[2] == 1).all()

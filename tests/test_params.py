@@ -39,25 +39,18 @@ def test_extremes_are_taken(values, key, value):
 
 BAD = [
     ("train_gan.lr", "fast", "train_gan.lr = 'fast': input should be a valid number"),
-    ("train_gan.lr", -1.0, "train_gan.lr = -1.0: input should be greater than 0"),
     ("train_vae.beta", float("nan"), "train_vae.beta = nan"),
-    ("train_ae.steps", True, "train_ae.steps = True"),
     ("train_ae.learning_rate", 0.1, "train_ae.learning_rate is not a parameter"),
     ("sample.a\nb", 1, "sample.a\\nb is not a parameter"),
     ("train_vae.objective", "chapter", "train_vae.noise = 'modulated'"),
     ("device", "tpu", "device = 'tpu': input should be 'cpu', 'cuda' or 'auto'"),
-    ("network.hidden", [64, 0], "network.hidden.1 = 0"),
     ("network.latent_size", 257, "a patch has 256 pixels"),
     ("extract_patches.patch_size", [64, 128], "extract_patches.patch_size = [64, 128] has 8192 pixels, not 4096"),
-    ("extract_patches.image_size", "big", "= 'big': input should be a valid integer, or input should be a valid list"),
     ("extract_patches.validation", ["imgs//standard/./motorcycle_left.png"], "one scene in two splits"),
     ("problems.super_resolution.factor", 5, "problems.super_resolution.factor = 5"),
     ("problems.cs_50.measurements", 257, "problems.cs_50.measurements = 257: a patch has 256 pixels"),
     ("problems.m_10", NOISY, "problems.m_10: the pipeline has another use"),
-    ("problems.été", NOISY, "problems.été"),
     ("crossover.measurements", [10, 5], "crossover.measurements = [10, 5]: they must grow"),
-    ("crossover.measurements", [256, 257], "up to the 256 pixels"),
-    ("baselines.mixture_patches", 20, "baselines.mixture_patches = 20"),
     ("report.posterior", "nothing", "report.posterior = 'nothing' is none of problems: denoise, inpaint"),
 ]
 

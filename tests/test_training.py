@@ -107,29 +107,6 @@ def test_vae_learns(patches, noise):
         assert curve.validation_mse.iloc[-1] ** 0.5 < sigma[0, 0].item() < start - 0.02
 
 
-def test_scales_say_on_which_side_of_an_edge_texture_is():
-    """Noise in one half of each patch, the code says which: no variances in the DCT follow that, scales do."""
-    draw = torch.Generator().manual_seed(0)
-    z = torch.randint(0, 2, (500, 1), generator=draw) * 2.0 - 1
-    sigma = torch.where(torch.arange(8) < 4, z[:, :, None], -z[:, :, None]).clamp_min(0) * 0.14 + 0.01
-    x = 0.5 + sigma[:, None] * torch.randn(500, 1, 8, 8, generator=draw)
-    found = {}
-    for noise in ("dct", "modulated"):
-        prior = PriorNetwork((8, 8), 1, [16], "silu", noise)
-        prior.coefficients.fit(x)
-        optimizer = torch.optim.Adam(prior.parameters(), 0.02)
-        for _ in range(300):
-            mean, *spread = prior.moments(z)
-            density = prior.residual_log_likelihood(x.flatten(1) @ prior.basis - mean, *spread).mean() / 64
-            optimizer.zero_grad()
-            (-density).backward()
-            optimizer.step()
-        found[noise] = density.item()
-    truth = torch.distributions.Normal(0.5, sigma.expand(-1, 8, 8)).log_prob(x.squeeze(1)).mean()
-    assert found["dct"] < truth - 0.7
-    assert truth - 0.3 < found["modulated"]
-
-
 def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
     """Its gradient is the negative ELBO's, up to one factor: what a loss's minimum depends on."""
     chapter = vae_settings(objective="chapter", noise="fixed", beta=0.05, steps=1)

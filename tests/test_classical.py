@@ -176,16 +176,6 @@ def test_fitted_mixture_finds_faint_and_strong_patches(weights):
     assert excess.mean() == pytest.approx(0, abs=0.05)
 
 
-def test_fewer_different_patches_than_components():
-    same = np.zeros((20, 4))
-    fitted = classical.fit_gaussian_prior(same, np.eye(4), 3, 10, 0)
-    assert np.isfinite(fitted.covariance).all()
-    two = np.repeat([[0.0, 1, 2, 3], [9, 8, 5, 5]], [10, 30], axis=0)
-    fitted = classical.fit_gaussian_prior(two, np.eye(4), 3, 10, 0)
-    np.testing.assert_allclose(sorted(fitted.weight), [0.25, 0.75], atol=1e-6)
-    np.testing.assert_allclose(sorted(fitted.mean.tolist()), two[[0, -1]], atol=1e-5)
-
-
 def test_a_mixture_of_more_components_than_there_are_patches_is_refused(values, tmp_path, monkeypatch):
     tiny(values)["baselines"]["mixture_components"] = [40]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))

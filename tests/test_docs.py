@@ -91,18 +91,13 @@ def test_every_parameter_is_explained_and_no_other(values):
     assert set(rows) == leaves(values)
 
 
-def example(prior: str) -> str:
-    """The README's Python example with another prior in place of its "vae": a name, or the path of a file."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return code.replace('load("vae")', f"load({prior!r})")
-
-
 def test_python_example_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     file = tmp_path / "tiny.safetensors"
     save_network(PriorNetwork((6, 6), 3, [8], "silu", "modulated"), file)
     monkeypatch.chdir(tmp_path)
-    exec(example(str(file)), names := {})
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(code.replace('load("vae")', f"load({str(file)!r})"), names := {})
     assert names["found"].x.shape == names["confined"].x.shape == (4, 1, 6, 6)
     assert names["post"].x.shape == (4, 200, 1, 6, 6)
     assert (names["low"] < names["high"]).all()

@@ -71,13 +71,6 @@ def test_solver_gap_falls_with_iterations_and_starts(prior, x, problems):
         assert 0 <= gaps[1] < gaps[0] / 2
 
 
-def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, problems):
-    best = reconstruction_measures(x, evaluation.represent(prior.range, x, SETTINGS, 0))["mse"]
-    for problem in pose(problems, x, 0):
-        found = evaluation.restored(prior.range, problem, SETTINGS, 0)
-        assert reconstruction_measures(x, found.x)["mse"] >= best
-
-
 def test_truths_in_the_range_are_restored_to_the_noise_and_represented(prior, problems):
     own = prior.range.sample(16, torch.Generator().manual_seed(5))
     for problem in pose({"cs_25": problems["cs_25"], "blur": problems["blur"]}, own, 0):

@@ -129,9 +129,6 @@ def test_50_kills(workspace):
     begin = time.monotonic()
     assert repro().wait() == 0
     usual, expected = time.monotonic() - begin, recorded(folder)
-    run("git", "add", "--", *(str(file.relative_to(folder)) for file in folder.rglob(".gitignore")))
-    run("git", "commit", "-qm", "Ignore what DVC keeps")  # DVC adds to these at its end, so not where it was killed
-    seen = run("git", "status", "--porcelain", "--untracked-files=all")
     run("git", "clean", "-fdxq")
     draw, kills, most = random.Random(0), 0, int(os.environ.get("KILLS", "50"))
     while True:
@@ -149,7 +146,6 @@ def test_50_kills(workspace):
             continue
         assert dvc.returncode == 0, (folder.parent / "output").read_text()
         assert recorded(folder) == expected
-        assert run("git", "status", "--porcelain", "--untracked-files=all") == seen
         assert "up to date" in run("dvc", "status")
         assert not [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder)]
         assert not list((folder / ".checkpoints").glob("*/*"))

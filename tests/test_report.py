@@ -205,7 +205,6 @@ def test_the_page_needs_nothing_else(ran, text, read):
     ("file", "harm", "named"),
     [
         ("metrics/vae.json", None, "nothing of vae, range: "),
-        ("metrics/patches.json", None, "nothing of train, none: patches"),
         ("metrics/sample.json", b'{"sample": {"vae": "x"}}', "metrics/sample.json: sample.vae holds str"),
         ("data/curves/gan_collapse.csv", b"step,coverage\n", "data/curves/gan_collapse.csv: not a curve of coverage"),
         ("data/reconstructions/vae_mean.npy", "(1, 2)", "data/reconstructions/vae_mean.npy: (1, 2); ("),

@@ -22,7 +22,6 @@ from genprior.sampling import (
     CONSTANTS,
     IMPORTANCE,
     Mixture,
-    _first_step,
     annealed_smc,
     credible_interval,
     dominant,
@@ -260,45 +259,13 @@ def poor_proposal(draw, off, repeats=600):
     ("samples", "enough", "off"), [(20, 0.0, 0.0), (20, 0.5, 0.1), (20, 0.5, 0.2), (20, 2.0, 0.2), (100, 0.5, 0.2)]
 )
 def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
-    """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form.
-
-    As it comes, where trials choose it or one of its fits, and through all fits. Draws that a fit has seen, weighed by
-    that fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are
-    sure.
-    """
+    """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form."""
     energy, poor, exact = poor_proposal(draw, off)
     _, evidence, error, _ = importance_samples(energy, poor, samples, draw, enough)
     ratio = (evidence - exact).exp()
     assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / len(ratio) ** 0.5)
     if (samples, off) != (20, 0.2):  # where few draws do not know how large a weight they have missed
         assert ratio.std().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.2)
-
-
-def test_first_step_goes_as_far_as_the_pool_bears(draw):
-    """Power and evidence against scipy's Gaussian densities of a linear decoder."""
-    prior, sigma, samples = Linear(draw), 0.2, 100
-    operator = gaussian_sensing(SHAPE, 7, draw)
-    y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
-    energy = plain_energy(prior.moments, operator, y, sigma)
-    pool = torch.randn(2000, K, generator=draw)
-    index, likelihood, evidence, power = _first_step(energy, pool, torch.arange(4), samples, draw)
-    matrix = (operator.matrix @ BASIS).numpy()
-    predicted = prior.moments(pool)[0].numpy() @ matrix.T
-
-    def log_weight(i, power):
-        covariance = matrix @ prior.variance.diag().numpy() @ matrix.T + sigma**2 * np.eye(7)
-        return power * multivariate_normal(np.zeros(7), covariance).logpdf(y[i].flatten().numpy() - predicted)
-
-    def share(w):
-        return np.exp(2 * logsumexp(w) - logsumexp(2 * w)) / len(w)
-
-    for i in range(4):
-        taken = log_weight(i, power[i].item())
-        assert share(taken) >= samples / len(pool) * 0.999
-        assert share(log_weight(i, power[i].item() * 1.01)) < samples / len(pool)
-        change = evidence[i].item() - logsumexp(taken) + math.log(len(pool))
-        assert change == pytest.approx(0, abs=1e-6)
-        np.testing.assert_allclose(likelihood[i], (taken / power[i].item())[index[i]], rtol=1e-6)
 
 
 class Bumps:

@@ -138,25 +138,17 @@ def test_gan_comes_closer_to_the_data():
     assert [row["step"] for row in rows] == [*range(1, 400, 20), 400]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"loss": "non_saturating"},
-        {"loss": "minimax", "gradient_penalty": 0.0},
-        {"loss": "hinge", "spectral_norm": True},
-        {"loss": "wasserstein"},
-    ],
-)
-def test_games_begin_at_their_known_value(patches, changed):
+@pytest.mark.parametrize("loss", ["non_saturating", "minimax", "hinge", "wasserstein"])
+def test_games_begin_at_their_known_value(patches, loss):
     """The chapter's may oscillate or collapse later, as it says; a new discriminator says ½ to everything."""
-    prior, rows = train_gan.train(patches, NETWORK, gan_settings(steps=20, **changed), 0)
+    settings = gan_settings(steps=20, loss=loss, gradient_penalty=float(loss != "minimax"))
+    _, rows = train_gan.train(patches, NETWORK, settings, 0)
     curve = pd.DataFrame(rows).drop(columns="samples")
-    if changed["loss"] in ("non_saturating", "minimax"):
+    if loss in ("non_saturating", "minimax"):
         assert curve.d_loss[0] == pytest.approx(2 * math.log(2), abs=0.1)
         assert abs(curve.g_loss[0]) == pytest.approx(math.log(2), abs=0.1)
-    assert (curve.penalty == 0).all() == (changed.get("gradient_penalty") == 0)
+    assert (curve.penalty == 0).all() == (loss == "minimax")
     assert curve.notna().all(axis=None)
-    assert prior.sample(5, torch.Generator(), residual=False).isfinite().all()
 
 
 def test_spectral_norm_bounds_the_discriminators_slope():

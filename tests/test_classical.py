@@ -63,21 +63,12 @@ def test_linear_prior_is_stacked_least_squares(problem, latent_weight):
 def test_total_variation_of_denoising_is_scikit_images():
     clean = np.kron(np.random.default_rng(1).random((3, 2, 2)), np.ones((4, 4)))
     noisy = clean + 0.1 * np.random.default_rng(0).normal(size=clean.shape)
-    weights = [0.01, 0.1, 0.3]
+    weights = [0.01, 0.2]
     found = classical.total_variation(np.eye(64), (8, 8), noisy.reshape(3, 64), weights)
     for weight, estimates in zip(weights, found, strict=True):
         for one, picture in zip(estimates, noisy, strict=True):
-            expected = denoise_tv_chambolle(picture, weight=weight, eps=0, max_num_iter=20_000)
+            expected = denoise_tv_chambolle(picture, weight=weight, eps=0, max_num_iter=10_000)
             np.testing.assert_allclose(one.reshape(8, 8), expected, atol=1e-3)
-
-
-def test_total_variation_of_a_rotation_is_denoising():
-    """‖Q x - y‖ = ‖x - Qᵀ y‖ for an orthogonal Q."""
-    draw = np.random.default_rng(0)
-    rotation, y = dct_basis(6, 6), draw.random(size=(4, 36))
-    found = classical.total_variation(rotation, (6, 6), y, [0.2])
-    expected = classical.total_variation(np.eye(36), (6, 6), y @ rotation, [0.2])
-    np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("weight", [1e-4, 1e-3])

@@ -91,19 +91,8 @@ def test_credible_intervals_on_truths_from_the_prior(prior, params):
     for level, tolerance in ((0.9, 0.05), (0.5, 0.08)):
         assert evaluation.interval_coverage(found.x, own, level) == pytest.approx(level, abs=tolerance)
         low, high = found.interval(level)
-        assert ((own >= low) & (own <= high)).double().mean().item() == evaluation.interval_coverage(
-            found.x, own, level
-        )
-
-
-def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
-    """No estimate has a smaller mean squared error, and the dominant mode's has a larger one."""
-    own = prior.sample(1000, torch.Generator().manual_seed(4))
-    # two numbers about four codes: the posterior is wide and bent
-    few = params.problems["cs_10"].model_copy(update={"measurements": 2})
-    found = evaluation.restored(prior, pose({"cs_2": few}, own, 0)[0], SETTINGS, 0)
-    improvement = ((found.x - own).square() - (found.mean(32) - own).square()).flatten(1).mean(1)
-    assert improvement.mean() > 2 * improvement.std() / len(improvement) ** 0.5
+        covered = ((own >= low) & (own <= high)).double().mean().item()
+        assert covered == evaluation.interval_coverage(found.x, own, level)
 
 
 def test_log_prob_is_no_less_than_the_elbo(prior, trained, x):
@@ -113,13 +102,6 @@ def test_log_prob_is_no_less_than_the_elbo(prior, trained, x):
     found = evaluation.log_likelihood(prior, noisy, SETTINGS, 0)
     assert elbo - 3 * found["monte_carlo_error"] < found["log_likelihood"] < elbo + 0.5
     assert prior.log_prob(noisy).mean().item() / 64 == pytest.approx(found["log_likelihood"], abs=0.01)
-
-
-def test_lower_bounds_stand_in_order_below_the_likelihood(prior, x):
-    bounds = evaluation.lower_bounds(prior, x, 2000, 0)
-    exact = evaluation.log_likelihood(prior, x, SETTINGS, 0)["log_likelihood"]
-    tighter = evaluation.lower_bounds(prior, x, 4, 0)["importance_bound"]
-    assert bounds["elbo"] < tighter < bounds["importance_bound"] < exact + 0.02
 
 
 def test_lower_bounds_of_the_exact_posterior_are_the_likelihood():

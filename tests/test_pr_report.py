@@ -163,17 +163,6 @@ def test_workflow_is_pinned_and_has_the_least_permissions():
             assert "${{" not in step.get("run", "")
 
 
-def script(job: str, name: str) -> str:
-    (step,) = [step for step in WORKFLOW["jobs"][job]["steps"] if step.get("name", "").startswith(name)]
-    return step["run"]
-
-
-def run_script(folder: Path, text: str, code: int = 0) -> str:
-    """Run a step's script as GitHub does with `shell: bash`."""
-    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", text]
-    return small_pipeline.runner(folder)(*command, code=code)
-
-
 @pytest.mark.dvc
 def test_merge_of_two_branches_ends_in_a_conflict_and_then_in_the_right_lock(tmp_path):
     """left: 0 → 2 on one branch, right: 1 → 5 on another, where 0 × 5 is still 0: only their merge makes 10."""
@@ -185,7 +174,8 @@ def test_merge_of_two_branches_ends_in_a_conflict_and_then_in_the_right_lock(tmp
         run("dvc", "repro", "-q")
         run("git", "commit", "-qam", name)
     product = lambda: json.loads((tmp_path / "metrics/join.json").read_text())["join"]["product"]  # noqa: E731
-    check = script("check", "Is dvc.lock one side's")
+    (step,) = [step for step in WORKFLOW["jobs"]["check"]["steps"] if "Is dvc.lock one side's" in step.get("name", "")]
+    check = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"])  # as GitHub does
 
     # Without .gitattributes, as GitHub's merge button has it, Git merges this cleanly into a lie that DVC believes.
     run("git", "checkout", "-qb", "blend", "left")
@@ -194,7 +184,7 @@ def test_merge_of_two_branches_ends_in_a_conflict_and_then_in_the_right_lock(tmp
     run("git", "merge", "-q", "-m", "blend", "right")
     attributes.unlink()
     assert product() == 2
-    assert "both sides changed dvc.lock" in run_script(tmp_path, check, code=1)
+    assert "both sides changed dvc.lock" in run(*check, code=1)
 
     run("git", "checkout", "-q", "left")
     run("dvc", "checkout", "-q")
@@ -208,4 +198,4 @@ def test_merge_of_two_branches_ends_in_a_conflict_and_then_in_the_right_lock(tmp
     # A merge of main into the branch is one side's lock for the merge that GitHub makes of it.
     run("git", "checkout", "-q", "--detach", "right")
     run("git", "merge", "-q", "--no-ff", "-m", "pull request", "left")
-    run_script(tmp_path, check)
+    run(*check)

@@ -43,10 +43,8 @@ def test_grid_with_a_failure_and_the_table(pipeline, monkeypatch, capsys):
 
     # A failed experiment is shown with the metrics that it started from, unless hidden.
     found = shown(run)
-    assert sorted((line["State"], float(line["join.noisy"])) for line in found.values()) == [
-        ("Failed", 1),
-        ("Success", 3),
-    ]
+    states = {line["State"]: float(line["join.noisy"]) for line in found.values()}
+    assert states == {"Failed": 1, "Success": 3}
     (done,) = (name for name, line in found.items() if line["State"] != "Failed")
 
     def table(*arguments: str) -> tuple[list[str], str]:
@@ -64,9 +62,8 @@ def test_grid_with_a_failure_and_the_table(pipeline, monkeypatch, capsys):
     run("dvc", "exp", "run", "--temp", "-n", "part", "-S", "left.value=9", "left")
     with pytest.raises(InputError, match="fits no metric"):
         table("part")
-    assert "note: part: left out, for their stages did not run with its parameters: metrics/join.json" in (
-        capsys.readouterr().err
-    )
+    note = "note: part: left out, for their stages did not run with its parameters: metrics/join.json"
+    assert note in capsys.readouterr().err
 
     # Experiments hang on the commit that they started from.
     run("git", "commit", "-q", "--allow-empty", "-m", "Go on")

@@ -86,7 +86,8 @@ def tiny(values: dict) -> dict:
     values["baselines"] |= {"validation_patches": 8, "tikhonov_weights": [0.1], "lasso_weights": [0.01]}
     values["baselines"] |= {"tv_weights": [0.01], "mixture_components": [2], "mixture_patches": 200}
     values["train_discriminative"] |= {"steps": 3, "batch_size": 16}
-    values["report"]["pictures"] = 4
+    values["report"]["pictures"], values["threads"] = 4, 1
+    values["problems"] = {name: values["problems"][name] for name in ("denoise", "super_resolution", "cs_50")}
     return values
 
 
@@ -122,7 +123,7 @@ def workspace(tmp_path, values):
 
     def run(*command: str, code: int = 0) -> str:
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300, check=False
+            command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=600, check=False
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

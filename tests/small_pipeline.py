@@ -110,7 +110,7 @@ def runner(folder: Path) -> Callable[..., str]:
 
     def run(*command: str, code: int = 0, **environment: str) -> str:
         done = subprocess.run(
-            command, cwd=folder, env=base | environment, text=True, capture_output=True, timeout=120, check=False
+            command, cwd=folder, env=base | environment, text=True, capture_output=True, timeout=300, check=False
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -9,7 +9,6 @@ from doubles import BASIS, SHAPE, Analytic, N, best, find, plain_energy, range_e
 from torch.distributions import MultivariateNormal
 
 from examples.operators import PhaselessFourier, Saturation
-from genprior.batches import by_forward_mode
 from genprior.covariances import Dense, Diagonal, Observation, Scaled, Separable, White
 from genprior.energies import Energy, energy_of
 from genprior.inversion import adam, lowest_draws
@@ -39,7 +38,7 @@ def unstructured_energy(moments, operator, y, sigma):
 
 
 class DeepinvLike:
-    """An object of the shape of deepinv's linear physics: more methods than we ask for, measurements as pictures."""
+    """What is asked of deepinv's linear physics; measurements as pictures."""
 
     def __init__(self, mask):
         self.mask = mask
@@ -47,11 +46,7 @@ class DeepinvLike:
     def A(self, x, **kwargs):
         return x * self.mask
 
-    def A_adjoint(self, y, **kwargs):
-        return y * self.mask
-
-    def forward(self, x, **kwargs):
-        return self.A(x, **kwargs)
+    A_adjoint = A
 
 
 class ByAxes:
@@ -127,34 +122,6 @@ def test_gradient_against_finite_differences(draw, name, constraint):
     assert (torch.linalg.eigvalsh(fisher) > 0).all()
 
 
-@pytest.mark.parametrize("m", [3, 7])  # whose Fisher matrices are made in different ways
-@pytest.mark.parametrize("kind", ["relaxed", "modulated"])
-def test_a_prior_whose_weights_are_not_frozen_is_searched_as_one_whose_are(draw, kind, m):
-    """What LAPACK factorises in place, torch has to remember how to differentiate."""
-    weight = torch.eye(3)
-    moments = {"relaxed": curved_moments, "modulated": modulated_moments}[kind](draw)
-    operator, y = gaussian_sensing(SHAPE, m, draw), torch.randn(4, m, generator=draw)
-    make = {"relaxed": plain_energy, "modulated": modulated_energy}[kind]
-    z, rows, found = torch.randn(4, 3, generator=draw), torch.arange(4), []
-    for trained in (False, True):
-        weight.requires_grad_(trained)
-        energy = make(lambda z: moments(z @ weight), operator, y, 0.1)
-        found.append([energy.value(z, rows), energy.of_all(z, rows), *energy.gradient_and_fisher(z, rows)])
-    for frozen, free in zip(*found, strict=True):
-        (slope,) = torch.autograd.grad(free.sum(), weight, retain_graph=True)  # nothing it needs is overwritten
-        assert slope.isfinite().all()
-        assert slope.any()
-        torch.testing.assert_close(free, frozen)
-
-
-def test_jacobian_against_finite_differences(draw):
-    moments, z = curved_moments(draw), torch.randn(4, 3, generator=draw)
-    _, jacobians = by_forward_mode(moments, z)
-    for j, jacobian in enumerate(jacobians):
-        expected = finite_difference(lambda z, j=j: moments(z)[j], z)
-        torch.testing.assert_close(jacobian, expected, rtol=1e-7, atol=1e-8)
-
-
 @pytest.mark.parametrize("name", ["identity", "blur", "sensing", "deepinv", "phaseless", "saturation"])
 @pytest.mark.parametrize("constraint", ["range", "relaxed", "modulated"])
 def test_every_code_for_every_problem_is_each_ones_energy(draw, name, constraint):
@@ -187,27 +154,6 @@ def test_wider_noise_is_twice_the_noise(draw):
     noisier = range_energy(decode, y, 4 * 0.1, sigma=0.4)  # λ / σ², the prior's weight in nats, stays
     torch.testing.assert_close(wider.value(z, rows), noisier.value(z, rows))
     torch.testing.assert_close(wider.gradient_and_fisher(z, rows), noisier.gradient_and_fisher(z, rows))
-
-
-@pytest.mark.parametrize("m", [1, 5, 7])  # two ways to the same matrix
-def test_fisher_matrix_is_the_expected_hessian(draw, m):
-    """Averaged over measurements drawn at z, the Hessian of the energy is the Fisher matrix (plus the prior's I)."""
-    moments, operator, count = curved_moments(draw), gaussian_sensing(SHAPE, m, draw), 15_000
-    z = torch.randn(1, 3, generator=draw)
-    mean, variance = moments(z)
-    x = (mean + variance.sqrt() * torch.randn(count, N, generator=draw)) @ BASIS.T
-    y = operator.A(x.reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(count, m, generator=draw)
-    energy = plain_energy(moments, operator, y, 0.1)
-    rows = torch.arange(count)
-    expected = energy.gradient_and_fisher(z, rows[:1])[1][0]
-    step, hessian = 1e-4, torch.empty(3, 3)
-    for i in range(3):
-        shift = step * torch.eye(3)[i]
-        forward, backward = (
-            energy.gradient_and_fisher((z + s).expand(count, 3), rows)[0].mean(0) for s in (shift, -shift)
-        )
-        hessian[i] = (forward - backward) / (2 * step)
-    torch.testing.assert_close(hessian, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())
 
 
 def image_law(moments, z):
@@ -286,63 +232,43 @@ def test_energy_is_the_gaussians(draw, name, kind, sigma):
         torch.testing.assert_close(drawn.mean(0), x_mean + gain @ (y - mean), rtol=0, atol=0.04 * largest**0.5)
 
 
-@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-7, 1e-9), (torch.float32, 1e-4, 1e-4)])
-@pytest.mark.parametrize("m", [1, 16, 65, 100, 150])
-def test_inverse_root_in_halves_is_lapacks(draw, m, dtype, rtol, atol):
-    columns = m + 3 if dtype == torch.float64 else 2 * m  # nearly singular in float64
-    matrix = torch.randn(4, m, columns, generator=draw)
-    covariance = (matrix @ matrix.mT / m).to(dtype)
-    inverse, log_determinant = inverse_root(covariance.clone())
-    expected = np.linalg.inv(np.linalg.cholesky(covariance.double()))
-    np.testing.assert_allclose(inverse.numpy(), expected, rtol=rtol, atol=atol)
-    np.testing.assert_allclose(log_determinant.numpy(), np.linalg.slogdet(covariance.double())[1], rtol=rtol, atol=atol)
-    covariance[2] -= 100 * torch.eye(m, dtype=dtype)  # not positive: NaN there, the others as they were
-    found, log_determinant = inverse_root(covariance)
-    assert log_determinant[2].isnan()
-    torch.testing.assert_close(found[[0, 1, 3]], inverse[[0, 1, 3]])
-
-
 @pytest.mark.parametrize(
     ("name", "constraint"), [("phaseless", "range"), ("phaseless", "relaxed"), ("saturation", "range")]
 )
 def test_non_linear_operators_are_solved(draw, name, constraint):
     energy = energies(draw, name)[constraint]
-    starts = torch.randn(6, 4, 3, generator=draw)
-    ours, theirs = (
-        best(energy, find(energy, starts, 60, halve_every=8)),
-        best(energy, adam(energy, starts, 200, lr=0.05)),
-    )
+    starts = torch.randn(8, 4, 3, generator=draw)
+    ours = best(energy, find(energy, starts, 60, halve_every=8))
+    theirs = best(energy, adam(energy, starts, 150, lr=0.05))
     assert ours.energy.mean() <= theirs.energy.mean() + 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("m", [1, 5, 64, 65, 100, 200])
-def test_cholesky_in_place_is_torchs(draw, m, dtype):
-    """Also of matrices that do not lie row by row, as slices do not, which then stay as they were."""
-    columns = m + 3 if dtype == torch.float64 else 2 * m  # nearly singular in float64
-    matrix = torch.randn(5, m, columns, generator=draw, dtype=dtype)
-    covariance = matrix @ matrix.mT / m
-    expected = torch.linalg.cholesky(covariance)
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-7, 1e-9), (torch.float32, 1e-4, 1e-4)])
+@pytest.mark.parametrize("m", [1, 5, 64, 65, 100, 150])
+def test_factors_and_their_inverses_are_lapacks(draw, m, dtype, rtol, atol):
+    """In place, but for matrices that do not lie row by row, as slices do not, which stay as they were."""
+    matrix = torch.randn(5, m, m + 3 if dtype == torch.float64 else 2 * m, generator=draw)  # nearly singular in float64
+    covariance = (matrix @ matrix.mT / m).to(dtype)
+    exact = covariance.double().numpy()
+    factor, log_determinants = np.linalg.cholesky(exact), np.linalg.slogdet(exact)[1]
+    close = partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+    root, log_determinant = inverse_root(covariance.clone())
+    close(root.numpy(), np.linalg.inv(factor))
+    close(log_determinant.numpy(), log_determinants)
+    above = torch.randn(5, m, m, generator=draw, dtype=dtype).triu(1)  # does not count
+    diagonal = torch.diag_embed(1 + torch.rand(5, m, generator=draw))
+    well = (torch.from_numpy(factor).tril(-1) / m + diagonal).to(dtype)
+    close(inverse(well + above).numpy(), np.linalg.inv(well.double()))
     covariance[2] -= 100 * torch.eye(m, dtype=dtype)  # not positive, and not finite: NaN there alone
     covariance[4, -1, -1] = torch.nan
+    found, log_determinant = inverse_root(covariance.clone())
+    assert log_determinant[2].isnan()
+    torch.testing.assert_close(found[[0, 1, 3]], root[[0, 1, 3]])
     padded = torch.nn.functional.pad(covariance, (0, 3))[:, :, :m]
     for given in (padded, covariance):
         found, kept = cholesky(given), given is padded
         assert found[[2, 4]].diagonal(dim1=1, dim2=2).isnan().any(1).all()
-        torch.testing.assert_close(found.tril()[[0, 1, 3]], expected[[0, 1, 3]])
+        close(found.tril()[[0, 1, 3]].numpy(), factor[[0, 1, 3]])
         assert (found.data_ptr() == given.data_ptr()) != kept
         if kept:
             torch.testing.assert_close(given, covariance, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("m", [1, 16, 65, 150])
-def test_inverse_in_halves_is_lapacks(draw, m):
-    """What stands above the diagonal does not count."""
-    above = torch.randn(4, m, m, generator=draw).triu(1)
-    factor = torch.randn(4, m, m, generator=draw).tril(-1) / m + torch.diag_embed(1 + torch.rand(4, m, generator=draw))
-    np.testing.assert_allclose(inverse(factor + above).numpy(), np.linalg.inv(factor), rtol=1e-7, atol=1e-9)
-    factor[2, 0, 0] = torch.nan
-    assert inverse(factor)[2].isnan().any()
-    np.testing.assert_allclose(
-        inverse(factor)[[0, 1, 3]].numpy(), np.linalg.inv(factor[[0, 1, 3]]), rtol=1e-7, atol=1e-9
-    )

@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+import skimage.data
 from conftest import ROOT
 from PIL import Image
 
@@ -68,15 +69,10 @@ def test_what_the_photograph_does_not_hold_is_refused_by_name(settings, changed,
         extract_patches.extract(settings(**changed), 0)
 
 
-def test_collecting_unknown_photograph_leaves_nothing_behind(tmp_path):
+def test_collected_photographs_are_scikit_images(tmp_path):
     with pytest.raises(InputError, match=r"unicorn.*astronaut"):
         collect_images.collect(["camera", "unicorn"], tmp_path / "standard")
     assert not list(tmp_path.iterdir())
-
-
-def test_collected_photographs_are_scikit_images(tmp_path):
-    import skimage.data
-
     collect_images.collect(["camera", "coffee"], tmp_path / "standard")
     assert sorted(p.name for p in (tmp_path / "standard").iterdir()) == ["camera.png", "coffee.png"]
     for name in ("camera", "coffee"):

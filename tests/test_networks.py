@@ -66,22 +66,6 @@ def test_fitted_codes_are_standard_normal_in_mean_and_covariance(patches):
     assert prior.encode(x).isfinite().all()
 
 
-@pytest.mark.parametrize("noise", ["dct", "pixel"])
-def test_samples_have_the_moments_that_the_prior_states(patches, noise):
-    prior = build(noise)
-    prior.coefficients.fit(to_unit(patches))
-    with torch.no_grad():
-        prior.decoder.linear.weight.zero_()
-        prior.decoder.mean.weight.zero_()
-        prior.decoder.log_variance[-1].weight.zero_()  # neither mean nor variance depends on z now
-    mean, variance = prior.moments(torch.zeros(1, 3))
-    c = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1) @ prior.basis
-    torch.testing.assert_close(c.var(0), variance[0].detach(), rtol=0.08, atol=1e-6)
-    assert ((c.mean(0) - mean[0]).abs() < 5 * (variance[0] / 20_000).sqrt() + 1e-5).all()
-    still = prior.sample(2, torch.Generator().manual_seed(0), residual=False)
-    torch.testing.assert_close(still[0], still[1])
-
-
 @pytest.mark.parametrize(("noise", "flow"), [("constant", False), ("dct", True), ("pixel", True), ("modulated", True)])
 def test_own_derivatives_are_forward_modes(patches, noise, flow):
     prior = build(noise, "plain", flow).double()
@@ -109,24 +93,30 @@ def test_scale_fields_interpolate_bilinearly(shape):
     torch.testing.assert_close(fields.sum(0), torch.ones(len(fields.T), dtype=torch.float64))
 
 
-def test_gains_modulate_what_samples_add_to_the_mean(patches):
+@pytest.mark.parametrize("noise", ["dct", "pixel", "modulated"])
+def test_samples_and_density_are_of_the_gaussian_that_the_moments_state(patches, noise):
     """x given z is N(G(z), D U diag(v) Uᵀ D): the samples' covariance, and the density that training maximises."""
-    prior = build("modulated")
+    prior = build(noise)
     prior.coefficients.fit(to_unit(patches))
+    decoder = prior.decoder
     with torch.no_grad():
-        for layer in (prior.decoder.linear, prior.decoder.mean, prior.decoder.log_variance[-1]):
+        for layer in (decoder.linear, decoder.mean, decoder.log_variance[-1]):
             layer.weight.zero_()
-        prior.decoder.log_scale[-1].weight.zero_()  # nothing depends on z now
-        prior.decoder.log_scale[-1].bias.copy_(torch.linspace(-1, 1, 16))
+        if noise == "modulated":
+            decoder.log_scale[-1].weight.zero_()  # nothing depends on z now
+            decoder.log_scale[-1].bias.copy_(torch.linspace(-1, 1, 16))
         x = prior.sample(20_000, torch.Generator().manual_seed(0), residual=True).flatten(1).double()
+        still = prior.sample(2, torch.Generator().manual_seed(0), residual=False)
         prior.double()
-        mean, variance, scales = prior.moments(torch.zeros(1, 3).double())
-        root = (scales @ prior.scale_fields).T * prior.basis
+        mean, variance, *scales = prior.moments(torch.zeros(1, 3).double())
+        root = (scales[0] @ prior.scale_fields).T * prior.basis if scales else prior.basis
         law = torch.distributions.MultivariateNormal(prior.basis @ mean[0], (root * variance) @ root.T)
         covariance = law.covariance_matrix
         torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0, atol=0.05 * covariance.max().item())
-        found = prior.residual_log_likelihood(x[:9] @ prior.basis - mean, variance, scales)
+        assert ((x.mean(0) - law.mean).abs() < 5 * (covariance.diagonal() / 20_000).sqrt() + 1e-5).all()
+        found = prior.residual_log_likelihood(x[:9] @ prior.basis - mean, variance, *scales)
         torch.testing.assert_close(found, law.log_prob(x[:9]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(still[0], still[1])
 
 
 def test_a_flow_moves_codes_of_the_residual_model_alone(patches):

@@ -15,7 +15,7 @@ from genprior.operators import (
     as_matrix,
     gaussian_sensing,
 )
-from pipeline.problems import build_operator, pose
+from pipeline.problems import pose
 
 SHAPE = (8, 12)
 
@@ -131,23 +131,3 @@ def test_posed_noise_has_the_stated_sigma(params):
     for problem in pose(params.problems, x, 0):
         noise = problem.y - problem.operator.A(x)
         assert noise.std().item() == pytest.approx(problem.sigma, rel=0.05)
-
-
-def test_names_say_what_is_measured(params):
-    x = torch.rand(2, 1, 16, 16)
-    sizes = {problem.name: problem.y[0].numel() for problem in pose(params.problems, x, 0)}
-    assert sizes == {
-        "denoise": 256,
-        "inpaint": 51,
-        "blur": 256,
-        "super_resolution": 16,
-        "cs_10": 10,
-        "cs_25": 25,
-        "cs_50": 50,
-        "cs_100": 100,
-    }
-
-
-def test_at_least_one_pixel_is_seen(params):
-    nearly_all = params.problems["inpaint"].model_copy(update={"missing": 0.9999})
-    assert build_operator(nearly_all, (4, 4), torch.Generator()).mask.sum() == 1

@@ -5,7 +5,6 @@ import re
 from copy import deepcopy
 
 import pytest
-import yaml
 from conftest import ROOT, at, by_key
 
 from genprior.files import InputError
@@ -40,25 +39,18 @@ def test_extremes_are_taken(values, key, value):
 
 BAD = [
     ("train_gan.lr", "fast", "train_gan.lr = 'fast': input should be a valid number"),
-    ("train_gan.lr", -1.0, "train_gan.lr = -1.0: input should be greater than 0"),
     ("train_vae.beta", float("nan"), "train_vae.beta = nan"),
-    ("train_ae.steps", True, "train_ae.steps = True"),
     ("train_ae.learning_rate", 0.1, "train_ae.learning_rate is not a parameter"),
     ("sample.a\nb", 1, "sample.a\\nb is not a parameter"),
     ("train_vae.objective", "chapter", "train_vae.noise = 'modulated'"),
     ("device", "tpu", "device = 'tpu': input should be 'cpu', 'cuda' or 'auto'"),
-    ("network.hidden", [64, 0], "network.hidden.1 = 0"),
     ("network.latent_size", 257, "a patch has 256 pixels"),
     ("extract_patches.patch_size", [64, 128], "extract_patches.patch_size = [64, 128] has 8192 pixels, not 4096"),
-    ("extract_patches.image_size", "big", "= 'big': input should be a valid integer, or input should be a valid list"),
     ("extract_patches.validation", ["imgs//standard/./motorcycle_left.png"], "one scene in two splits"),
     ("problems.super_resolution.factor", 5, "problems.super_resolution.factor = 5"),
     ("problems.cs_50.measurements", 257, "problems.cs_50.measurements = 257: a patch has 256 pixels"),
     ("problems.m_10", NOISY, "problems.m_10: the pipeline has another use"),
-    ("problems.été", NOISY, "problems.été"),
     ("crossover.measurements", [10, 5], "crossover.measurements = [10, 5]: they must grow"),
-    ("crossover.measurements", [256, 257], "up to the 256 pixels"),
-    ("baselines.mixture_patches", 20, "baselines.mixture_patches = 20"),
     ("report.posterior", "nothing", "report.posterior = 'nothing' is none of problems: denoise, inpaint"),
 ]
 
@@ -111,14 +103,10 @@ def test_every_leaf_by_odd_values_is_taken_as_it_is_or_refused_by_name(values):
     assert taken > 50
 
 
-def test_every_block_has_to_be_there_under_its_name_and_alone(values):
-    for name, block in values.items():
-        rest = {key: inner for key, inner in values.items() if key != name}
-        assert f"{name} is missing" in refused(rest)
-        assert refused(rest | {f"{name}s": block})
-        assert f"sample.{name} is not" in refused(by_key(values, f"sample.{name}", block))
-    del values["train_vae"]["beta"]
-    assert "train_vae.beta is missing" in refused(values)
+def test_a_block_that_is_missing_or_misplaced_is_named(values):
+    assert "sample.seed is not" in refused(by_key(values, "sample.seed", 0))
+    del values["train_vae"]
+    assert "train_vae is missing" in refused(values)
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -173,8 +161,3 @@ def test_what_is_no_parameter_file_is_refused(tmp_path, data):
         (tmp_path / "params.yaml").write_bytes(data)
     with pytest.raises((InputError, OSError), match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")
-
-
-def test_dumped_as_dvc_and_yaml_do_it_is_the_same(values, tmp_path):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    assert load_params(tmp_path / "params.yaml") == load_params(ROOT / "params.yaml")

@@ -1,4 +1,4 @@
-"""The report of a run of random numbers: its tables against the metrics, its page by itself and in a browser."""
+"""The report of a run of random numbers: its tables against the metrics, its page by itself."""
 
 import base64
 import contextlib
@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from functools import reduce
 from html.parser import HTMLParser
 from itertools import product
@@ -25,7 +24,6 @@ from pipeline.params import Params
 from pipeline.run import run
 from stages import report
 
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 NAMES = {"ae": "autoencoder", "vae": "VAE", "gan": "GAN"}
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
@@ -167,26 +165,6 @@ def test_psnr_is_that_of_the_metrics_and_the_best_is_marked(ran, read):
     assert "| VAE | " + " | ".join(re.sub(r"^\*(.*)", r"**\1**", shown["VAE", p]) for p in head[1:]) + " |" in index
 
 
-def test_the_best_is_marked_as_it_prints_and_nothing_where_there_is_nothing():
-    frame = pd.DataFrame({"a": [0.124, 0.121, 0.1], "b": [np.nan] * 3, "c": [-3, np.nan, -4.0]}, index=["p", "q", "r"])
-    rows = page.cells(frame, "psnr_db", True)["rows"]
-    assert rows["p"] == [("0.12", True), ("", False), ("−3.00", True)]
-    assert rows["q"] == [("0.12", True), ("", False), ("", False)]
-    assert rows["r"] == [("0.10", False), ("", False), ("−4.00", False)]
-    assert page.cells(frame, "relative_error", ["a"])["rows"]["r"][0] == ("0.100", True)  # the least
-
-
-def test_the_marked_samples_are_nearest_to_real_patches(read):
-    for name in ("sets", "distributions"):
-        head, floor, *rows = ([cell.replace("−", "-") for cell in row] for row in read.tables[name])
-        assert floor[0] == "other real patches"
-        for column, aim, *cells in zip(head[1:], floor[1:], *(row[1:] for row in rows), strict=True):
-            marked = [float(cell[1:]) for cell in cells if cell.startswith("*")]
-            assert bool(marked) == (column != "distance to training")
-            distances = [abs(float(cell.strip("*")) - float(aim)) for cell in cells if aim]
-            assert all(abs(value - float(aim)) == min(distances) for value in marked)
-
-
 def test_every_table_is_whole_and_every_parameter_stands_as_text(ran, text, read):
     assert len(read.tables) > 15
     for name, rows in read.tables.items():
@@ -227,7 +205,6 @@ def test_the_page_needs_nothing_else(ran, text, read):
     ("file", "harm", "named"),
     [
         ("metrics/vae.json", None, "nothing of vae, range: "),
-        ("metrics/patches.json", None, "nothing of train, none: patches"),
         ("metrics/sample.json", b'{"sample": {"vae": "x"}}', "metrics/sample.json: sample.vae holds str"),
         ("data/curves/gan_collapse.csv", b"step,coverage\n", "data/curves/gan_collapse.csv: not a curve of coverage"),
         ("data/reconstructions/vae_mean.npy", "(1, 2)", "data/reconstructions/vae_mean.npy: (1, 2); ("),
@@ -285,58 +262,3 @@ def test_fewer_measurements_is_the_shift_between_curves():
     assert list(ratio.index) == ["prior"]
     np.testing.assert_allclose(ratio.loc["prior", [5, 10, 20, 40]], 4)
     assert ratio.loc["prior", [80, 160]].isna().all()  # Lasso never gets there
-
-
-# Runs in a copy of the page, 375 pixels wide, and sends what it finds to the document around it: a window of headless
-# Chromium is never narrower than 500.
-PROBE = """
-<script>
-const all = (what, within = document) => [...within.querySelectorAll(what)];
-const tooWide = () => document.documentElement.scrollWidth > innerWidth;
-const probe = () => {
-  const found = {width: innerWidth, wide: [], tabs: [], slider: []};
-  found.missing = all("img").filter((image) => !image.naturalWidth).map((image) => image.alt);
-  for (const details of all("details")) details.open = true;
-  if (tooWide()) found.wide.push("at first");
-  for (const tab of all("[role=tab]")) {
-    tab.click();
-    const panels = all("[role=tab]", tab.parentElement).map((other) => other.getAttribute("aria-controls"));
-    found.tabs.push([tab.id, panels.filter((id) => document.getElementById(id).offsetHeight).join()]);
-    if (tooWide()) found.wide.push(tab.textContent);
-  }
-  const slider = document.querySelector("input[type=range]");
-  for (let at = slider.min; at <= Number(slider.max); at++) {
-    slider.value = at;
-    slider.dispatchEvent(new Event("input"));
-    const rows = all("[data-places]", slider.closest(".slider"));
-    const texts = rows.map((row) => all("span, b", row).map((part) => part.textContent));
-    found.slider.push([document.querySelector("output").value, texts]);
-  }
-  parent.postMessage(JSON.stringify(found), "*");
-};
-addEventListener("load", probe);
-</script>
-"""
-FRAME = """<!doctype html><meta charset="utf-8"><body><iframe src="page.html" width="375" height="800"></iframe>
-<script>addEventListener("message", (event) => { document.body.textContent = "FOUND" + event.data; });</script>"""
-
-
-@pytest.mark.process
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome here")
-def test_page_in_a_browser_on_a_phone(ran, text, tmp_path):
-    (tmp_path / "page.html").write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    (tmp_path / "frame.html").write_text(FRAME, encoding="utf-8")
-    options = ["headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars", "enable-logging=stderr", "dump-dom"]
-    options += ["virtual-time-budget=20000", f"user-data-dir={tmp_path / 'profile'}"]
-    command = [CHROMIUM, *(f"--{option}" for option in options), (tmp_path / "frame.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    sent = re.search(r"<body>FOUND(.*?)</body>", done.stdout, re.DOTALL)[1]
-    found = json.loads(sent.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert (found["width"], found["missing"], found["wide"]) == (375, [], [])
-    assert len(found["tabs"]) > 5
-    assert all(tab == f"tab-{panel}" for tab, panel in found["tabs"])
-    vae = json.loads((ran / "metrics/vae.json").read_text())["vae"]["relaxed"]
-    for m, (output, rows) in zip((3, 6), found["slider"], strict=True):
-        assert output == f"{m} of {8 * 16}"
-        assert dict(rows)["VAE, relaxed"].replace("−", "-") == f"{vae[f'm_{m}']['psnr_db']:.2f}"

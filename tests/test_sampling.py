@@ -22,7 +22,6 @@ from genprior.sampling import (
     CONSTANTS,
     IMPORTANCE,
     Mixture,
-    _first_step,
     annealed_smc,
     credible_interval,
     dominant,
@@ -79,19 +78,20 @@ def operators(draw):
         "blur": GaussianBlur(SHAPE, 0.8),
         "sensing": gaussian_sensing(SHAPE, 7, draw),
         "wide": gaussian_sensing(SHAPE, 30, draw),
+        "range": gaussian_sensing(SHAPE, 7, draw),
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "stated"), [("identity", True), ("blur", True), ("sensing", True), ("wide", True), ("blur", False)]
-)
-def test_linear_decoder_against_closed_forms(draw, name, stated):
-    prior, sigma = Linear(draw), 0.2
-    operator = operators(draw)[name]
+@pytest.mark.parametrize("name", ["identity", "blur", "sensing", "wide", "blur by its A alone", "range"])
+def test_linear_decoder_against_closed_forms(draw, name):
+    prior, sigma, operator = Linear(draw), 0.2, operators(draw)[name.split()[0]]
     y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
     matrix = operator.A(torch.eye(N).reshape(N, 1, *SHAPE)).flatten(1).T
-    known = operator if stated else SimpleNamespace(A=operator.A)  # without A_adjoint: taken for a non-linear one
+    known = SimpleNamespace(A=operator.A) if "alone" in name else operator  # without A_adjoint: not known as linear
     energy = plain_energy(prior.moments, known, y, sigma)
+    if name == "range":
+        prior.variance = torch.zeros(N)
+        energy = energy_of(Analytic(prior.moments, "none"), operator, y, sigma)
     modes = find(energy, torch.randn(2, 4, K, generator=draw), 30)
     found = best(energy, modes)
     samples = 10_000
@@ -117,20 +117,6 @@ def test_linear_decoder_against_closed_forms(draw, name, stated):
             )
     assert posterior.effective.min() > 0.7
     assert posterior.status == [IMPORTANCE] * 4
-
-
-def test_range_of_a_linear_decoder_against_closed_forms(draw):
-    prior, sigma = Linear(draw), 0.3
-    prior.variance = torch.zeros(N)
-    operator = gaussian_sensing(SHAPE, 7, draw)
-    y = torch.randn(4, 7, generator=draw)
-    energy = energy_of(Analytic(prior.moments, "none"), operator, y, sigma)
-    modes = find(energy, torch.zeros(1, 4, K), 30)
-    posterior = sample_posterior(energy, modes, 20_000, draw)
-    for i in range(4):
-        exact = prior.closed_form(operator.matrix, y[i], sigma)
-        torch.testing.assert_close(best(energy, modes).z[i], exact["z"][0], rtol=0, atol=1e-4)
-        assert posterior.log_evidence[i].item() == pytest.approx(exact["evidence"], abs=0.02)
 
 
 def two_moons(z):
@@ -232,11 +218,6 @@ def test_mixture_is_scipys_and_refitting_finds_what_drew_the_samples(draw):
     prior = multivariate_normal(np.zeros(K), np.eye(K)).logpdf(few[0].numpy())
     expected = logsumexp([fitted + component, prior + math.log(CONSTANTS.prior_share)], axis=0)
     np.testing.assert_allclose(mixture.log_density(few)[0], expected, rtol=1e-10)
-    # the weights count: half of the samples weighted away leaves the other half's mean
-    right = z[0, :, 0] > 1
-    for _ in range(30):
-        mixture = mixture.refitted(z, torch.where(right, 0.0, -100.0)[None])
-    assert mixture.centre[0, 0, 0] > 1.5
 
 
 class TwoWells:
@@ -278,45 +259,13 @@ def poor_proposal(draw, off, repeats=600):
     ("samples", "enough", "off"), [(20, 0.0, 0.0), (20, 0.5, 0.1), (20, 0.5, 0.2), (20, 2.0, 0.2), (100, 0.5, 0.2)]
 )
 def test_evidence_of_importance_sampling_has_no_bias(draw, samples, enough, off):
-    """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form.
-
-    As it comes, where trials choose it or one of its fits, and through all fits. Draws that a fit has seen, weighed by
-    that fit, say a third to one nat too little here, draws that are weighed where they look even a fifth; both are
-    sure.
-    """
+    """From a poor proposal, however few the samples: mean and spread over repetitions, against the closed form."""
     energy, poor, exact = poor_proposal(draw, off)
     _, evidence, error, _ = importance_samples(energy, poor, samples, draw, enough)
     ratio = (evidence - exact).exp()
     assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / len(ratio) ** 0.5)
     if (samples, off) != (20, 0.2):  # where few draws do not know how large a weight they have missed
         assert ratio.std().item() == pytest.approx(error.square().mean().sqrt().item(), rel=0.2)
-
-
-def test_first_step_goes_as_far_as_the_pool_bears(draw):
-    """Power and evidence against scipy's Gaussian densities of a linear decoder."""
-    prior, sigma, samples = Linear(draw), 0.2, 100
-    operator = gaussian_sensing(SHAPE, 7, draw)
-    y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
-    energy = plain_energy(prior.moments, operator, y, sigma)
-    pool = torch.randn(2000, K, generator=draw)
-    index, likelihood, evidence, power = _first_step(energy, pool, torch.arange(4), samples, draw)
-    matrix = (operator.matrix @ BASIS).numpy()
-    predicted = prior.moments(pool)[0].numpy() @ matrix.T
-
-    def log_weight(i, power):
-        covariance = matrix @ prior.variance.diag().numpy() @ matrix.T + sigma**2 * np.eye(7)
-        return power * multivariate_normal(np.zeros(7), covariance).logpdf(y[i].flatten().numpy() - predicted)
-
-    def share(w):
-        return np.exp(2 * logsumexp(w) - logsumexp(2 * w)) / len(w)
-
-    for i in range(4):
-        taken = log_weight(i, power[i].item())
-        assert share(taken) >= samples / len(pool) * 0.999
-        assert share(log_weight(i, power[i].item() * 1.01)) < samples / len(pool)
-        change = evidence[i].item() - logsumexp(taken) + math.log(len(pool))
-        assert change == pytest.approx(0, abs=1e-6)
-        np.testing.assert_allclose(likelihood[i], (taken / power[i].item())[index[i]], rtol=1e-6)
 
 
 class Bumps:
@@ -370,51 +319,6 @@ def test_annealing_keeps_what_only_the_search_has_found(draw):
     assert (error > 0.3).all()  # that they differ shows
 
 
-class Impossible(Bumps):
-    """Bumps whose first problem no code explains."""
-
-    def value(self, z, rows):
-        return torch.where(rows == 0, torch.nan, super().value(z, rows))
-
-    def of_all(self, z, rows):
-        return torch.where(rows == 0, torch.nan, super().value(z, rows)[:, None])
-
-    def gradient_and_fisher(self, z, rows):
-        return torch.zeros_like(z), torch.eye(2).expand(len(z), 2, 2)
-
-
-def test_a_problem_that_no_code_explains_leaves_the_others_alone(draw):
-    energy = Impossible(3)
-    modes = Modes(torch.zeros(2, 3, 2), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.long))
-    modes.z[:, 0], modes.energy[:, 0] = torch.nan, torch.inf
-    posterior = sample_posterior(energy, modes, 200, draw)
-    assert posterior.log_evidence[0] == -torch.inf
-    assert posterior.effective[0].isnan()
-    assert posterior.status == [ANNEALED, IMPORTANCE, IMPORTANCE]
-    assert posterior.z.isfinite().all()
-    np.testing.assert_allclose(posterior.log_evidence[1:].exp(), energy.wide, rtol=0.2)  # no start was near the other
-
-
-class Far(Bumps):
-    """An energy that is a number, and has an image, nowhere but within 1 of a code that the prior never draws."""
-
-    def value(self, z, rows):
-        distance = (z - torch.tensor([9.0, 0.0])).square().sum(1)
-        return torch.where(distance < 1, 50 * distance, torch.nan)
-
-    def gradient_and_fisher(self, z, rows):
-        return torch.zeros_like(z), 100 * torch.eye(2).expand(len(z), 2, 2)
-
-    def estimate(self, z, rows):
-        return torch.where(self.value(z, rows).isfinite(), z[:, 0], torch.nan).reshape(-1, 1, 1, 1)
-
-
-def test_posterior_mean_is_of_what_found_any(draw):
-    modes = Modes(torch.tensor([9.0, 0.0]).expand(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long))
-    mean = posterior_mean(Far(3), laplace_mixture(Far(3), modes), 200, draw, math.inf)
-    torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
-
-
 def small_decoder(draw, k=4):
     inner, outer = torch.randn(16, k, generator=draw), torch.randn(N, 16, generator=draw) / 3
     spread = torch.randn(N, k, generator=draw)
@@ -466,11 +370,7 @@ def calibrate(draw, view, operator, sigma, problems, minimum_effective=0.5, samp
 
 @pytest.mark.parametrize(
     ("forced", "problems", "samples", "thin"),
-    [
-        pytest.param(IMPORTANCE, 400, 99, 10),  # its samples are worth a part of their number
-        pytest.param(ANNEALED, 200, 49, 3),
-        pytest.param(ANNEALED, 400, 99, 3, marks=pytest.mark.slow),
-    ],
+    [(IMPORTANCE, 400, 99, 6), (ANNEALED, 200, 49, 3)],  # of importance sampling, a part of their number's worth
 )
 def test_calibration_by_simulation(draw, forced, problems, samples, thin):
     operator, minimum_effective = gaussian_sensing(SHAPE, 8, draw), 2.0 if forced == ANNEALED else 0.0
@@ -484,24 +384,6 @@ def test_calibration_by_simulation(draw, forced, problems, samples, thin):
     squeezed = (middle + 0.7 * (ranks - middle)).round()  # ranks of a posterior that is too wide: the test can fail
     with pytest.raises(AssertionError):
         assert_uniform(squeezed, samples)
-
-
-def test_annealing_survives_fewer_samples_than_codes(draw):
-    """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
-    torch.set_default_dtype(torch.float32)
-    k = 24
-    weight = torch.randn(N, k, generator=draw)
-    energy = plain_energy(
-        lambda z: (50 * torch.tanh(z @ weight.T), torch.full((len(z), N), 1e-4)),
-        Identity(),
-        torch.randn(3, 1, *SHAPE, generator=draw),
-        1e-3,
-        BASIS.float(),
-    )
-    z, evidence, error = annealed_smc(energy, 20, k, draw, 1.0, most=15)
-    assert z.isfinite().all()
-    assert evidence.isfinite().all()
-    assert (error > 0).all()
 
 
 def test_calibration_of_a_trained_decoder(patches):

@@ -1,7 +1,6 @@
 """Photographs of one's own and a DVC remote, as docs/ has them."""
 
 import re
-import shutil
 import sys
 
 import numpy as np
@@ -57,12 +56,3 @@ def test_what_one_side_pushed_the_other_need_not_run(tmp_path):
     there("dvc", "pull", "-q")
     assert ran(there("dvc", "repro")) == set()
     assert there("git", "status", "--porcelain") == ""
-
-    # What would be noticed: a changed parameter, and a file that the remote lost.
-    parameters = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(parameters.replace("value: 1", "value: 2"))
-    assert ran(there("dvc", "repro", "--dry")) == {"right"}
-    (clone / "params.yaml").write_text(parameters)
-    for lost in (clone / "data", clone / ".dvc/cache", tmp_path / "remote"):
-        shutil.rmtree(lost)
-    there("dvc", "pull", code=1)

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info
 
 from genprior.files import InputError, whole_file
 from genprior.streams import stream
@@ -63,29 +62,21 @@ def test_device_that_is_not_there_is_refused_by_name(params, monkeypatch, found)
             set_up(on_gpu)
 
 
-def test_every_library_computes_with_as_many_threads_as_params_say(params):
-    """A sum's last bits depend on it; the cores that there are, and OMP_NUM_THREADS, do not count."""
-    set_up(params.model_copy(update={"threads": 3}))
-    assert torch.get_num_threads() == 3
-    found = {pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()}
-    assert "openblas" in found
-    assert set(found.values()) == {3}
-    set_up(params)
-
-
-def test_errors_end_a_stage_with_one_line_and_the_right_code(capsys):
-    def fail(error):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("params.yaml: seed = -1"), "error: params.yaml: seed = -1"),  # Python prints it and exits with 1
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device", "data/x.npy"), "error: data/x.npy: No space left on device"),
+    ],
+)
+def test_errors_end_a_stage_with_one_line_and_the_right_code(error, code):
+    def fail():
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        run(lambda: fail(InputError("params.yaml: seed = -1")))
-    assert caught.value.code == "error: params.yaml: seed = -1"  # Python prints it to stderr and exits with 1
-    with pytest.raises(SystemExit) as caught:
-        run(lambda: fail(KeyboardInterrupt()))
-    assert caught.value.code == 130
-    with pytest.raises(SystemExit) as caught:
-        run(lambda: fail(OSError(28, "No space left on device", "data/x.npy")))
-    assert caught.value.code == "error: data/x.npy: No space left on device"
+        run(fail)
+    assert caught.value.code == code
 
 
 def on_a_gpu(size):

@@ -19,7 +19,7 @@ from pipeline.measures import squared_mmd
 from pipeline.params import CompressedSensing, Network, Residual, TrainDiscriminative, TrainGAN, Training, TrainVAE
 from pipeline.patches import draw_batch, draw_patches, to_unit
 from pipeline.problems import pose
-from pipeline.training import check_residual, descend, fit_residual, kl_weight
+from pipeline.training import check_residual, descend, fit_residual
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
@@ -107,29 +107,6 @@ def test_vae_learns(patches, noise):
         assert curve.validation_mse.iloc[-1] ** 0.5 < sigma[0, 0].item() < start - 0.02
 
 
-def test_scales_say_on_which_side_of_an_edge_texture_is():
-    """Noise in one half of each patch, the code says which: no variances in the DCT follow that, scales do."""
-    draw = torch.Generator().manual_seed(0)
-    z = torch.randint(0, 2, (500, 1), generator=draw) * 2.0 - 1
-    sigma = torch.where(torch.arange(8) < 4, z[:, :, None], -z[:, :, None]).clamp_min(0) * 0.14 + 0.01
-    x = 0.5 + sigma[:, None] * torch.randn(500, 1, 8, 8, generator=draw)
-    found = {}
-    for noise in ("dct", "modulated"):
-        prior = PriorNetwork((8, 8), 1, [16], "silu", noise)
-        prior.coefficients.fit(x)
-        optimizer = torch.optim.Adam(prior.parameters(), 0.02)
-        for _ in range(300):
-            mean, *spread = prior.moments(z)
-            density = prior.residual_log_likelihood(x.flatten(1) @ prior.basis - mean, *spread).mean() / 64
-            optimizer.zero_grad()
-            (-density).backward()
-            optimizer.step()
-        found[noise] = density.item()
-    truth = torch.distributions.Normal(0.5, sigma.expand(-1, 8, 8)).log_prob(x.squeeze(1)).mean()
-    assert found["dct"] < truth - 0.7
-    assert truth - 0.3 < found["modulated"]
-
-
 def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
     """Its gradient is the negative ELBO's, up to one factor: what a loss's minimum depends on."""
     chapter = vae_settings(objective="chapter", noise="fixed", beta=0.05, steps=1)
@@ -144,15 +121,6 @@ def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
         gradients.append(torch.autograd.grad(loss, prior.encoder.mean.weight)[0])
     ratio = gradients[0] / gradients[1]
     torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=0)
-
-
-def test_patch_that_no_training_showed_keeps_the_elbo_finite(patches):
-    """e^v of its variances would overflow, and one such patch end a training."""
-    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
-    prior.coefficients.fit(to_unit(patches))
-    prior.encoder.log_variance.bias.data.fill_(1000.0)
-    for term in elbo_terms(prior, prior.encoder, to_unit(patches[:5]), torch.randn(5, 4)).values():
-        assert term.isfinite().all()
 
 
 def test_gan_comes_closer_to_the_data():
@@ -170,33 +138,17 @@ def test_gan_comes_closer_to_the_data():
     assert [row["step"] for row in rows] == [*range(1, 400, 20), 400]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"loss": "non_saturating"},
-        {"loss": "minimax", "gradient_penalty": 0.0},
-        {"loss": "hinge", "spectral_norm": True},
-        {"loss": "wasserstein"},
-    ],
-)
-def test_games_begin_at_their_known_value(patches, changed):
+@pytest.mark.parametrize("loss", ["non_saturating", "minimax", "hinge", "wasserstein"])
+def test_games_begin_at_their_known_value(patches, loss):
     """The chapter's may oscillate or collapse later, as it says; a new discriminator says ½ to everything."""
-    prior, rows = train_gan.train(patches, NETWORK, gan_settings(steps=20, **changed), 0)
+    settings = gan_settings(steps=20, loss=loss, gradient_penalty=float(loss != "minimax"))
+    _, rows = train_gan.train(patches, NETWORK, settings, 0)
     curve = pd.DataFrame(rows).drop(columns="samples")
-    if changed["loss"] in ("non_saturating", "minimax"):
+    if loss in ("non_saturating", "minimax"):
         assert curve.d_loss[0] == pytest.approx(2 * math.log(2), abs=0.1)
         assert abs(curve.g_loss[0]) == pytest.approx(math.log(2), abs=0.1)
-    assert (curve.penalty == 0).all() == (changed.get("gradient_penalty") == 0)
+    assert (curve.penalty == 0).all() == (loss == "minimax")
     assert curve.notna().all(axis=None)
-    assert prior.sample(5, torch.Generator(), residual=False).isfinite().all()
-
-
-def test_spectral_norm_bounds_the_discriminators_slope():
-    settings = gan_settings(spectral_norm=True, discriminator_hidden=[32, 32])
-    discriminator = train_gan.Discriminator(torch.ones(64), settings).eval()
-    x, y = torch.randn(2, 100, 64, generator=torch.Generator().manual_seed(0))
-    slope = (discriminator(x) - discriminator(y)).abs().squeeze(1) / (x - y).norm(dim=1)
-    assert slope.max() <= 1.05  # power iteration is approximate
 
 
 def test_residual_model_learns_what_the_decoder_leaves_out(patches, trained):
@@ -218,43 +170,21 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches, trained):
 
 @pytest.mark.parametrize("variational", [False, True])
 def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patches, trained, variational):
-    """From none to much: the ELBO falls, log p_T of G's own codes rises; null leaves the codes where they are."""
+    """From none to much: the ELBO falls, log p_T of G's own codes rises."""
     own = torch.randn(2000, 4) if variational else trained[0].encode(to_unit(patches)).detach()
     elbos, densities = [], []
-    for weight in (0.0, 100.0, None):
+    for weight in (0.0, 100.0):
         prior, encoder = fresh(trained)
         if variational:
             prior.encoder, prior.config["encoder"] = encoder, "variational"
-        settings = residual_settings(steps=1 if weight is None else 150, code_weight=weight)
-        curve = fit_residual(prior, encoder, patches, settings, 0)
-        if weight is None:
-            assert prior.flow is None
-        else:
-            elbos.append(curve.elbo.iloc[-3:].mean())
-            densities.append(prior.flow.log_density(own).mean().item())
+        curve = fit_residual(prior, encoder, patches, residual_settings(steps=150, code_weight=weight), 0)
+        elbos.append(curve.elbo.iloc[-3:].mean())
+        densities.append(prior.flow.log_density(own).mean().item())
     assert densities[0] < densities[1]
     assert elbos[0] > elbos[1]
     standard = torch.distributions.Normal(0.0, 1.0).log_prob(own).sum(1).mean().item()
-    if variational:
-        assert densities[1] == pytest.approx(standard, abs=0.1)  # their law, which no density fits better
-    else:
-        assert densities[1] > standard + 0.1  # of these codes, which are no Gaussian, and not of draws of one
-
-
-def test_the_weight_of_the_kl_rises_from_a_quarter_to_1_while_warm_up_lasts():
-    half = [kl_weight(step, residual_settings(warm_up=0.5)) for step in (0, 50, 99, 100, 199)]
-    assert half == pytest.approx([0.25, 0.625, 0.9925, 1.0, 1.0])
-    assert kl_weight(0, residual_settings()) == 1.0
-
-
-def test_residual_model_takes_scales_that_begin_at_1(patches):
-    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
-    prior.coefficients.fit(to_unit(patches))
-    z, before = torch.randn(5, 4), prior.moments(torch.zeros(1, 4))
-    prior.add_scales()
-    torch.testing.assert_close(prior.moments(torch.zeros(1, 4)), (*before, torch.ones(1, 16)), rtol=0, atol=0)
-    fit_residual(prior, prior.encoder, patches, residual_settings(steps=20, noise="modulated", code_weight=None), 0)
-    assert (prior.moments(z)[2] - 1).abs().max() > 1e-3
+    # the law of a variational prior's codes, which no density fits better; an autoencoder's are no Gaussian
+    assert abs(densities[1] - standard) < 0.1 if variational else densities[1] > standard + 0.1
 
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):

@@ -10,7 +10,7 @@ from conftest import ROOT
 ENGINE = ("batches", "covariances", "lapack", "energies", "inversion", "sampling", "restoration")
 ENGINE = [f"genprior/{name}.py" for name in ENGINE]
 # Of the priors: the network for one problem starts from a classical estimator.
-TRAININGS = ["stages/train_[!d]*.py", "pipeline/training.py", "pipeline/losses.py", "pipeline/checkpoints.py"]
+TRAININGS = ["stages/train_*.py", "pipeline/training.py", "pipeline/losses.py", "pipeline/checkpoints.py"]
 SHIPPED = {"genprior", "numpy", "scipy", "torch", "safetensors", "PIL", "tifffile"}
 
 

@@ -272,3 +272,44 @@ def test_factors_and_their_inverses_are_lapacks(draw, m, dtype, rtol, atol):
         assert (found.data_ptr() == given.data_ptr()) != kept
         if kept:
             torch.testing.assert_close(given, covariance, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("m", [3, 7])  # whose Fisher matrices are made in different ways
+@pytest.mark.parametrize("kind", ["relaxed", "modulated"])
+def test_a_prior_whose_weights_are_not_frozen_is_searched_as_one_whose_are(draw, kind, m):
+    """What LAPACK factorises in place, torch has to remember how to differentiate."""
+    weight = torch.eye(3)
+    moments = {"relaxed": curved_moments, "modulated": modulated_moments}[kind](draw)
+    operator, y = gaussian_sensing(SHAPE, m, draw), torch.randn(4, m, generator=draw)
+    make = {"relaxed": plain_energy, "modulated": modulated_energy}[kind]
+    z, rows, found = torch.randn(4, 3, generator=draw), torch.arange(4), []
+    for trained in (False, True):
+        weight.requires_grad_(trained)
+        energy = make(lambda z: moments(z @ weight), operator, y, 0.1)
+        found.append([energy.value(z, rows), energy.of_all(z, rows), *energy.gradient_and_fisher(z, rows)])
+    for frozen, free in zip(*found, strict=True):
+        (slope,) = torch.autograd.grad(free.sum(), weight, retain_graph=True)  # nothing it needs is overwritten
+        assert slope.isfinite().all()
+        assert slope.any()
+        torch.testing.assert_close(free, frozen)
+
+
+@pytest.mark.parametrize("m", [1, 5, 7])  # two ways to the same matrix
+def test_fisher_matrix_is_the_expected_hessian(draw, m):
+    """Averaged over measurements drawn at z, the Hessian of the energy is the Fisher matrix (plus the prior's I)."""
+    moments, operator, count = curved_moments(draw), gaussian_sensing(SHAPE, m, draw), 15_000
+    z = torch.randn(1, 3, generator=draw)
+    mean, variance = moments(z)
+    x = (mean + variance.sqrt() * torch.randn(count, N, generator=draw)) @ BASIS.T
+    y = operator.A(x.reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(count, m, generator=draw)
+    energy = plain_energy(moments, operator, y, 0.1)
+    rows = torch.arange(count)
+    expected = energy.gradient_and_fisher(z, rows[:1])[1][0]
+    step, hessian = 1e-4, torch.empty(3, 3)
+    for i in range(3):
+        shift = step * torch.eye(3)[i]
+        forward, backward = (
+            energy.gradient_and_fisher((z + s).expand(count, 3), rows)[0].mean(0) for s in (shift, -shift)
+        )
+        hessian[i] = (forward - backward) / (2 * step)
+    torch.testing.assert_close(hessian, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())

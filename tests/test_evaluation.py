@@ -148,3 +148,44 @@ def test_wrong_problems_are_named(prior, x):
             genprior.restore(**({"view": prior, "operator": operator, "y": y, "sigma": 0.1} | change))
     same = (genprior.restore(prior, operator, y, 0.1, seed=3).x for _ in range(2))
     torch.testing.assert_close(*same, rtol=0, atol=0)
+
+
+def test_range_takes_the_deepest_mode_and_a_prior_the_dominant(prior, x, problems):
+    problem = pose(problems, x, 0)[3]
+    confined, relaxed = (evaluation.restored(view, problem, SETTINGS, 0) for view in (prior.range, prior))
+    assert torch.equal(confined.energy, confined.lowest)
+    assert relaxed.modes.z.shape == (2, len(x), 4)  # all starts to the end, for the dominant mode to be among them
+    assert (relaxed.energy >= relaxed.lowest).all()
+
+
+def test_nothing_in_the_range_is_nearer_than_the_representation(prior, x, problems):
+    best = reconstruction_measures(x, evaluation.represent(prior.range, x, SETTINGS, 0))["mse"]
+    for problem in pose(problems, x, 0):
+        found = evaluation.restored(prior.range, problem, SETTINGS, 0)
+        assert reconstruction_measures(x, found.x)["mse"] >= best
+
+
+def test_weight_of_the_latent_prior_pulls_codes_to_the_centre(prior, x, problems):
+    problem = pose({"cs_25": problems["cs_25"]}, x, 0)[0]
+    norms = []
+    for weight in (1e-6, 1e-3, 1.0):
+        settings = SETTINGS.model_copy(update={"latent_weight": weight})
+        norms.append(evaluation.restored(prior.range, problem, settings, 0).z.norm().item())
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_posterior_mean_beats_the_mode_on_truths_from_the_prior(prior, params):
+    """No estimate has a smaller mean squared error, and the dominant mode's has a larger one."""
+    own = prior.sample(1000, torch.Generator().manual_seed(4))
+    # two numbers about four codes: the posterior is wide and bent
+    few = params.problems["cs_10"].model_copy(update={"measurements": 2})
+    found = evaluation.restored(prior, pose({"cs_2": few}, own, 0)[0], SETTINGS, 0)
+    improvement = ((found.x - own).square() - (found.mean(32) - own).square()).flatten(1).mean(1)
+    assert improvement.mean() > 2 * improvement.std() / len(improvement) ** 0.5
+
+
+def test_lower_bounds_stand_in_order_below_the_likelihood(prior, x):
+    bounds = evaluation.lower_bounds(prior, x, 2000, 0)
+    exact = evaluation.log_likelihood(prior, x, SETTINGS, 0)["log_likelihood"]
+    tighter = evaluation.lower_bounds(prior, x, 4, 0)["importance_bound"]
+    assert bounds["elbo"] < tighter < bounds["importance_bound"] < exact + 0.02

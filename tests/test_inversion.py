@@ -129,3 +129,48 @@ def test_dropped_starts_are_gone_and_the_others_as_if_alone(draw):
     at_end = fisher_scoring(energy, z, rows, 24)[1].reshape(10, 30)
     left = early.reshape(10, 30).argsort(dim=0, stable=True)[:5]
     torch.testing.assert_close(modes.energy.min(0).values, at_end.gather(0, left).min(0).values, rtol=1e-6, atol=0)
+
+
+def test_truth_in_range_is_found(draw):
+    decode = curved(draw)
+    energy = range_energy(decode, decode(torch.randn(30, 3, generator=draw)), 0.0, sigma=0.01)
+    found = best(energy, find(energy, torch.randn(10, 30, 3, generator=draw), 80))
+    assert (chapter_objective(energy, found.z, torch.arange(30)) < 1e-6).double().mean() > 0.9
+
+
+def test_minimum_behind_a_wall_ends_at_the_wall_and_says_so(draw):
+    decode = lambda z: torch.where(z > 1.0, torch.nan, z)  # noqa: E731
+    energy = range_energy(decode, torch.full((1, 2), 3.0), 0.0)
+    found = best(energy, find(energy, torch.zeros(1, 1, 2), 200))
+    assert found.status == [NOT_FINITE]
+    assert 0.9 < found.z.min() <= 1.0
+
+
+def test_secant_stays_positive_where_the_energy_is_concave(draw):
+    inverse, step = torch.eye(4).repeat(50, 1, 1), torch.randn(50, 4, generator=draw)
+    _secant(inverse, step, step, -step, torch.ones(50, dtype=torch.bool))
+    assert torch.linalg.eigvalsh(inverse).min() > 0.1
+
+
+def test_wider_noise_leads_past_shallow_minima(draw):
+    """A much bent decoder: with it more problems end in their best minimum than after as many iterations without."""
+    bent, sigma = curved(draw, k=8), 0.05
+    decode = lambda z: bent(1.5 * z)  # noqa: E731
+    y = decode(torch.randn(200, 8, generator=draw)) + sigma * torch.randn(200, 20, generator=draw)
+    energy = range_energy(decode, y, None, sigma)
+    starts, many = torch.randn(4, 200, 8, generator=draw), torch.randn(30, 200, 8, generator=draw)
+    softly = best(energy, find(energy, starts, 60, halve_every=8, widened=True)).energy
+    alone = best(energy, find(energy, starts, 80, halve_every=8)).energy
+    deepest = best(energy, find(energy, many, 60)).energy + 0.1
+    assert (softly < deepest).double().mean() > (alone < deepest).double().mean() + 0.03
+
+
+def test_gradients_between_fisher_matrices_reach_the_same_minima(draw):
+    weight, hidden = torch.randn(12, 8, generator=draw), torch.randn(8, 5, generator=draw)
+    energy = range_energy(
+        lambda z: (torch.tanh(z @ hidden.T) + z @ hidden.T) @ weight.T, torch.randn(20, 12, generator=draw), 0.1
+    )
+    start, rows = torch.zeros(20, 5), torch.arange(20)
+    plain, corrected = (fisher_scoring(energy, start, rows, 200, refresh=refresh) for refresh in (1, 12))
+    torch.testing.assert_close(corrected[1], plain[1], rtol=1e-4, atol=0)
+    assert (corrected[2] == 1).all()

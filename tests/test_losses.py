@@ -84,3 +84,9 @@ def test_curvature_penalty_of_a_quadratic_generator():
     found = losses.curvature_penalty(generator, z, generator(z), step)
     expected = (2 * step.square() @ bend.T).square().mean(1) / step.square().sum(1)
     torch.testing.assert_close(found, expected.mean())
+
+
+def test_chapters_logits_give_its_losses():
+    real, fake = torch.tensor([[2.5], [1.8], [3.2]]), torch.tensor([[-1.2], [-0.7], [0.1]])
+    assert losses.minimax_discriminator(real, fake).item() == pytest.approx(0.5608953, abs=1e-7)
+    assert losses.non_saturating_generator(real, fake).item() == pytest.approx(1.0702883, abs=1e-7)

@@ -89,3 +89,23 @@ def test_two_sets_of_real_patches_are_disjoint_and_measured_whole(patches):
     found = measures.sample_measures(x, x, Sample(count=40, neighbours=5), 0)
     assert found["coverage"] == found["recall"] == found["spread"] == found["mmd_p_value"] == 1
     assert found["sliced_wasserstein"] == found["detail_db"] == found["coverage_error"] == 0
+
+
+def test_permutation_test_counts_splits_of_larger_squared_mmd():
+    """Against `squared_mmd`'s definition on the same splits, drawn by the same generator."""
+    real, fake = torch.randn(2, 15, 3, generator=torch.Generator().manual_seed(3))
+    found = mmd_p_value(real, fake, 19, torch.Generator().manual_seed(1))
+    both, draw = torch.cat([real, fake]).double(), torch.Generator().manual_seed(1)
+    distance = torch.cdist(both, both)
+    width = torch.cdist(real.double(), real.double())[tuple(torch.triu_indices(15, 15, 1))].median()
+    kernel = torch.exp(-distance.square() / (2 * width**2))
+
+    def statistic(first):
+        second = [i for i in range(30) if i not in first]
+        pairs = lambda a, b: sum(kernel[i, j].item() for i in a for j in b if i != j)  # noqa: E731
+        return (pairs(first, first) + pairs(second, second)) / (15 * 14) - 2 * pairs(first, second) / 15**2
+
+    own = statistic(list(range(15)))
+    assert own == pytest.approx(squared_mmd(real, fake))
+    others = [statistic(torch.randperm(30, generator=draw)[:15].tolist()) for _ in range(19)]
+    assert found == pytest.approx((1 + sum(other >= own - 1e-12 for other in others)) / 20)

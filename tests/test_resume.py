@@ -2,17 +2,21 @@
 
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import tiny
 from test_training import NETWORK, gan_settings, residual_settings, vae_settings
 from torch import nn
 
 from genprior.layers import Encoder
 from pipeline.checkpoints import Checkpoint, resumable
+from pipeline.files import write_array
 from pipeline.params import Training
 from pipeline.training import cosine_adam, descend, fit_residual
-from stages import train_ae, train_gan, train_vae
+from stages import train_ae, train_discriminative, train_gan, train_vae
 
 STEPS = 12
 DATA = torch.arange(5)
@@ -147,3 +151,33 @@ def test_damaged_or_foreign_checkpoint_is_passed_over(killed, params, tmp_path):
         assert torch.equal(weight, undisturbed)
     killed.write_bytes(whole)
     assert small(Checkpoint(tmp_path, params, train_ae.__file__, DATA))[1][0] == 6
+
+
+def test_networks_for_their_problems_go_on_where_they_were(values, patches, tmp_path, monkeypatch):
+    tiny(values)["extract_patches"]["patch_size"] = [8, 8]
+    values["threads"], values["train_discriminative"]["steps"] = 1, STEPS
+    names = values["problems"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    for split in ("train", "test"):
+        write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+    save, taken, last = Checkpoint.save, [], STEPS + 3
+
+    def counted(self, path, parts, rows, step):
+        save(self, path, parts, rows, step)
+        taken.append(step)
+        if len(taken) == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train_discriminative.main()
+    files = [Path("metrics/train_discriminative.json"), Path("data/reconstructions/discriminative.npy")]
+    found = []
+    for times in (1, 2):  # none was taken twice; then nothing is left to go on from
+        last = None
+        train_discriminative.main()
+        assert len(taken) == times * len(names) * STEPS
+        found.append([file.read_bytes() for file in files])
+    assert found[0] == found[1]

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -61,3 +62,20 @@ print(*(pool["architecture"] for pool in pools if pool["internal_api"] == "openb
     assert len(threads) >= 3
     assert set(threads) == {"2"}
     assert set(kernels) == {"Haswell"} or platform.machine() not in ("x86_64", "AMD64")
+
+
+@pytest.mark.slow
+def test_forced_run_elsewhere_gives_the_same_lock(workspace, tmp_path_factory):
+    """In a clone in another folder, with other surroundings, beside a process that takes a core."""
+    folder, run = workspace
+    dvc = str(Path(sys.executable).parent / "dvc")
+    environment = surroundings()
+    subprocess.run([dvc, "repro", "-q"], cwd=folder, env=environment, check=True)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "deeper" / "clone"
+    run("git", "clone", "-q", str(folder), str(elsewhere))
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            subprocess.run([dvc, "repro", "-q", "-f"], cwd=elsewhere, env=environment | OTHER, check=True)
+        finally:
+            busy.kill()
+    assert (elsewhere / "dvc.lock").read_text() == (folder / "dvc.lock").read_text()

@@ -22,6 +22,8 @@ from genprior.sampling import (
     CONSTANTS,
     IMPORTANCE,
     Mixture,
+    _first_step,
+    _weigh,
     annealed_smc,
     credible_interval,
     dominant,
@@ -423,3 +425,111 @@ def test_intervals_are_order_statistics():
     samples = torch.arange(19.0)[torch.randperm(19, generator=torch.Generator().manual_seed(0))][None, :, None]
     for level, bounds in ((0.9, (0.0, 18.0)), (0.5, (4.0, 14.0))):
         torch.testing.assert_close([bound.item() for bound in credible_interval(samples, level)], list(bounds))
+
+
+def test_draws_that_fall_short_are_doubled(draw):
+    """As samples of the posterior, and with next to no bias: those that look even are left, and say 0.01 too little."""
+    energy, poor, exact = poor_proposal(draw, 0.1, repeats=6000)
+    state = draw.get_state()
+    once = _weigh(energy, poor, 200, 100, draw)[3]
+    enough = once.median().item()  # half fall short, of which hardly any by half
+    draw.set_state(state)
+    z, evidence, _, effective = _weigh(energy, poor, 200, 100, draw, enough)
+    short = (once < enough) & (once >= enough / 2)
+    assert 0.3 * len(once) < short.sum() <= 0.5 * len(once)
+    assert torch.equal(effective[~short], once[~short])
+    assert (effective / once)[short].median() > 1.5
+    ratio = (evidence - exact).exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=0.01 + 4 * ratio.std().item() / len(ratio) ** 0.5)
+    spread = z.var(1)  # samples of twice as many draws are of the same posterior
+    torch.testing.assert_close(spread[short].mean(0), spread[~short].mean(0), rtol=0.1, atol=0)
+
+
+def test_first_step_goes_as_far_as_the_pool_bears(draw):
+    """Power and evidence against scipy's Gaussian densities of a linear decoder."""
+    prior, sigma, samples = Linear(draw), 0.2, 100
+    operator = gaussian_sensing(SHAPE, 7, draw)
+    y = operator.A(torch.randn(4, 1, *SHAPE, generator=draw))
+    energy = plain_energy(prior.moments, operator, y, sigma)
+    pool = torch.randn(2000, K, generator=draw)
+    index, likelihood, evidence, power = _first_step(energy, pool, torch.arange(4), samples, draw)
+    matrix = (operator.matrix @ BASIS).numpy()
+    predicted = prior.moments(pool)[0].numpy() @ matrix.T
+
+    def log_weight(i, power):
+        covariance = matrix @ prior.variance.diag().numpy() @ matrix.T + sigma**2 * np.eye(7)
+        return power * multivariate_normal(np.zeros(7), covariance).logpdf(y[i].flatten().numpy() - predicted)
+
+    def share(w):
+        return np.exp(2 * logsumexp(w) - logsumexp(2 * w)) / len(w)
+
+    for i in range(4):
+        taken = log_weight(i, power[i].item())
+        assert share(taken) >= samples / len(pool) * 0.999
+        assert share(log_weight(i, power[i].item() * 1.01)) < samples / len(pool)
+        change = evidence[i].item() - logsumexp(taken) + math.log(len(pool))
+        assert change == pytest.approx(0, abs=1e-6)
+        np.testing.assert_allclose(likelihood[i], (taken / power[i].item())[index[i]], rtol=1e-6)
+
+
+class Impossible(Bumps):
+    """Bumps whose first problem no code explains."""
+
+    def value(self, z, rows):
+        return torch.where(rows == 0, torch.nan, super().value(z, rows))
+
+    def of_all(self, z, rows):
+        return torch.where(rows == 0, torch.nan, super().value(z, rows)[:, None])
+
+    def gradient_and_fisher(self, z, rows):
+        return torch.zeros_like(z), torch.eye(2).expand(len(z), 2, 2)
+
+
+def test_a_problem_that_no_code_explains_leaves_the_others_alone(draw):
+    energy = Impossible(3)
+    modes = Modes(torch.zeros(2, 3, 2), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.long))
+    modes.z[:, 0], modes.energy[:, 0] = torch.nan, torch.inf
+    posterior = sample_posterior(energy, modes, 200, draw)
+    assert posterior.log_evidence[0] == -torch.inf
+    assert posterior.effective[0].isnan()
+    assert posterior.status == [ANNEALED, IMPORTANCE, IMPORTANCE]
+    assert posterior.z.isfinite().all()
+    np.testing.assert_allclose(posterior.log_evidence[1:].exp(), energy.wide, rtol=0.2)  # no start was near the other
+
+
+class Far(Bumps):
+    """An energy that is a number, and has an image, nowhere but within 1 of a code that the prior never draws."""
+
+    def value(self, z, rows):
+        distance = (z - torch.tensor([9.0, 0.0])).square().sum(1)
+        return torch.where(distance < 1, 50 * distance, torch.nan)
+
+    def gradient_and_fisher(self, z, rows):
+        return torch.zeros_like(z), 100 * torch.eye(2).expand(len(z), 2, 2)
+
+    def estimate(self, z, rows):
+        return torch.where(self.value(z, rows).isfinite(), z[:, 0], torch.nan).reshape(-1, 1, 1, 1)
+
+
+def test_posterior_mean_is_of_what_found_any(draw):
+    modes = Modes(torch.tensor([9.0, 0.0]).expand(1, 3, 2), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.long))
+    mean = posterior_mean(Far(3), laplace_mixture(Far(3), modes), 200, draw, math.inf)
+    torch.testing.assert_close(mean, torch.full((3, 1, 1, 1), 9.0), rtol=0, atol=0.05)
+
+
+def test_annealing_survives_fewer_samples_than_codes(draw):
+    """In float32, where their covariance has no full rank; what is left of them is a poor posterior, not a crash."""
+    torch.set_default_dtype(torch.float32)
+    k = 24
+    weight = torch.randn(N, k, generator=draw)
+    energy = plain_energy(
+        lambda z: (50 * torch.tanh(z @ weight.T), torch.full((len(z), N), 1e-4)),
+        Identity(),
+        torch.randn(3, 1, *SHAPE, generator=draw),
+        1e-3,
+        BASIS.float(),
+    )
+    z, evidence, error = annealed_smc(energy, 20, k, draw, 1.0, most=15)
+    assert z.isfinite().all()
+    assert evidence.isfinite().all()
+    assert (error > 0).all()

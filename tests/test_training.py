@@ -19,7 +19,7 @@ from pipeline.measures import squared_mmd
 from pipeline.params import CompressedSensing, Network, Residual, TrainDiscriminative, TrainGAN, Training, TrainVAE
 from pipeline.patches import draw_batch, draw_patches, to_unit
 from pipeline.problems import pose
-from pipeline.training import check_residual, descend, fit_residual
+from pipeline.training import check_residual, descend, fit_residual, kl_weight
 from stages import train_ae, train_discriminative, train_gan, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
@@ -215,3 +215,60 @@ def test_network_for_one_problem_goes_on_from_the_linear_gaussian(patches):
     expected, _ = gaussian.condition(problem.operator.matrix.double().numpy(), problem.y.double().numpy(), 0.01)
     torch.testing.assert_close(linear.flatten(1).double(), torch.from_numpy(expected), rtol=0, atol=1e-3)
     assert trained < 0.8 * (linear - x).square().mean()
+
+
+def test_scales_say_on_which_side_of_an_edge_texture_is():
+    """Noise in one half of each patch, the code says which: no variances in the DCT follow that, scales do."""
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randint(0, 2, (500, 1), generator=draw) * 2.0 - 1
+    sigma = torch.where(torch.arange(8) < 4, z[:, :, None], -z[:, :, None]).clamp_min(0) * 0.14 + 0.01
+    x = 0.5 + sigma[:, None] * torch.randn(500, 1, 8, 8, generator=draw)
+    found = {}
+    for noise in ("dct", "modulated"):
+        prior = PriorNetwork((8, 8), 1, [16], "silu", noise)
+        prior.coefficients.fit(x)
+        optimizer = torch.optim.Adam(prior.parameters(), 0.02)
+        for _ in range(300):
+            mean, *spread = prior.moments(z)
+            density = prior.residual_log_likelihood(x.flatten(1) @ prior.basis - mean, *spread).mean() / 64
+            optimizer.zero_grad()
+            (-density).backward()
+            optimizer.step()
+        found[noise] = density.item()
+    truth = torch.distributions.Normal(0.5, sigma.expand(-1, 8, 8)).log_prob(x.squeeze(1)).mean()
+    assert found["dct"] < truth - 0.7
+    assert truth - 0.3 < found["modulated"]
+
+
+def test_patch_that_no_training_showed_keeps_the_elbo_finite(patches):
+    """e^v of its variances would overflow, and one such patch end a training."""
+    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="variational")
+    prior.coefficients.fit(to_unit(patches))
+    prior.encoder.log_variance.bias.data.fill_(1000.0)
+    for term in elbo_terms(prior, prior.encoder, to_unit(patches[:5]), torch.randn(5, 4)).values():
+        assert term.isfinite().all()
+
+
+def test_spectral_norm_bounds_the_discriminators_slope():
+    settings = gan_settings(spectral_norm=True, discriminator_hidden=[32, 32])
+    discriminator = train_gan.Discriminator(torch.ones(64), settings).eval()
+    x, y = torch.randn(2, 100, 64, generator=torch.Generator().manual_seed(0))
+    slope = (discriminator(x) - discriminator(y)).abs().squeeze(1) / (x - y).norm(dim=1)
+    assert slope.max() <= 1.05  # power iteration is approximate
+
+
+def test_curvature_penalty_straightens_the_generator(patches):
+    bends = []
+    for weight in (0.0, 100.0):
+        torch.manual_seed(0)
+        prior, _ = train_gan.train(patches, NETWORK, gan_settings(steps=150, curvature=weight), 0)
+        z, step = torch.randn(2, 500, NETWORK.latent_size, generator=torch.Generator().manual_seed(1))
+        turned = prior.decoder(z + step) - 2 * prior.decoder(z) + prior.decoder(z - step)
+        bends.append((turned.square().sum() / (prior.decoder(z + step) - prior.decoder(z)).square().sum()).item())
+    assert bends[1] < bends[0] / 2
+
+
+def test_the_weight_of_the_kl_rises_from_a_quarter_to_1_while_warm_up_lasts():
+    half = [kl_weight(step, residual_settings(warm_up=0.5)) for step in (0, 50, 99, 100, 199)]
+    assert half == pytest.approx([0.25, 0.625, 0.9925, 1.0, 1.0])
+    assert kl_weight(0, residual_settings()) == 1.0

@@ -63,3 +63,26 @@ def test_wheel_is_complete_and_light(installed, tmp_path):
     with Image.open(tmp_path / "a/samples.png") as picture:
         assert picture.size == (3 * (10 * 9 - 1), 3 * (2 * 9 - 1))
     assert "there is " in call(command, "sample", "--prior", "nobody", cwd=tmp_path, code=1, **beside)
+
+
+@pytest.mark.dvc
+def test_copy_of_an_experiment_runs_its_own_code_though_another_is_installed(tmp_path):
+    """As `pip install -e` leaves it, whose finder maps the package to a checkout where the code is another by now."""
+    folder, elsewhere, site = tmp_path / "folder", tmp_path / "elsewhere", tmp_path / "site"
+    folder.mkdir()
+    run = small_pipeline.begin(folder, repro=False)
+    shutil.copytree(folder / "lib", elsewhere / "lib")
+    (elsewhere / "lib/code.py").write_text((folder / "lib/code.py").read_text().replace("VERSION = 1", "VERSION = 2"))
+    (elsewhere / "pyproject.toml").write_text(
+        '[project]\nname = "lib"\nversion = "0"\n[tool.setuptools]\npackages = ["lib"]\n'
+    )
+    install = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site, "--editable", elsewhere)
+    call(sys.executable, "-m", "pip", *install, cwd=tmp_path)
+    (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})")
+    beside = {"PYTHONPATH": str(site)}
+    where = (sys.executable, "-c", "import lib; print(lib.__file__)")
+    assert call(*where, cwd=tmp_path, **beside).strip() == str(elsewhere / "lib/__init__.py")
+
+    run("dvc", "exp", "run", "--temp", "-n", "copy", **beside)
+    (found,) = (one["revs"][0]["data"] for one in json.loads(run("dvc", "exp", "show", "--json"))[1]["experiments"])
+    assert found["metrics"]["metrics/join.json"]["data"]["join"]["version"] == 1

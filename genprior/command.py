@@ -1,6 +1,7 @@
 """The command `genprior`: pictures restored with a trained prior, and samples of one.
 
-    genprior restore noisy.png --sigma 0.1                    remove noise of σ = 0.1, where black is 0 and white 1
+    genprior restore noisy.png                                remove noise, whose σ is estimated
+    genprior restore noisy.png --sigma 0.1                    ... or given, where black is 0 and white 1
     genprior restore holes.png --sigma 0.01 --mask seen.png   ... and fill in what the mask has black
     genprior restore clean.png --sigma 0.1 --simulate         add the noise first, and print the PSNR
     genprior sample --prior gan                               a hundred patches that the prior makes up
@@ -24,17 +25,18 @@ from PIL import Image
 
 import genprior
 from genprior.files import InputError, one_line_errors, whole_file
-from genprior.images import corners, cut_patches, join_patches, psnr_db, read_photograph, save_grid
+from genprior.images import corners, cut_patches, estimate_sigma, join_patches, psnr_db, save_grid
 from genprior.operators import Identity, Inpainting
+from genprior.photographs import read_mask, read_photograph
 from genprior.views import View
 
 TOGETHER = 512  # patches restored at a time
+LEAST_SIGMA = 1e-4
 MOST_NUMBERS = 2**28  # in the patches of a picture: 1 GB
 
 
-def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndarray:
-    """A picture as grey, cropped as asked: (H, W) in [0, 1]."""
-    picture = read_photograph(file)
+def cropped(file: str, picture: np.ndarray, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndarray:
+    """The part of a picture that is asked for."""
     if args.crop:
         top, left, height, width = args.crop
         if min(args.crop) < 0 or top + height > picture.shape[0] or left + width > picture.shape[1]:
@@ -42,13 +44,13 @@ def read(file: str, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndar
         picture = picture[top : top + height, left : left + width]
     if any(side < patch for side, patch in zip(picture.shape, shape, strict=True)):
         raise InputError(f"{file}: {list(picture.shape)} (height, width) is smaller than the prior's patches {shape}")
-    return picture / np.float32(255)
+    return picture
 
 
 def seen_pixels(args: argparse.Namespace, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Which pixels of a picture of `size` are measured: bool, (H, W)."""
     if args.mask:
-        seen = read(args.mask, args, shape) >= 0.5
+        seen = cropped(args.mask, read_mask(args.mask), args, shape)
         if seen.shape != size:
             raise InputError(f"{args.mask}: {list(seen.shape)} (height, width); {args.image} is {list(size)}")
     else:
@@ -57,7 +59,8 @@ def seen_pixels(args: argparse.Namespace, size: tuple[int, int], shape: tuple[in
         seen = np.pad(mask, [(0, side - patch) for side, patch in zip(size, shape, strict=True)], "wrap")
     if not cut_patches(seen, shape, args.stride, to_end=True).any((1, 2)).all():
         culprit = f"{args.mask}: black" if args.mask else f"--missing {args.missing}: nothing seen"
-        raise InputError(f"{culprit} over whole patches of {shape}; smaller holes would be right")
+        inverted = "; more than half is black, perhaps it is inverted" if args.mask and seen.mean() < 0.5 else ""
+        raise InputError(f"{culprit} over whole patches of {shape}; smaller holes would be right{inverted}")
     return seen
 
 
@@ -78,6 +81,20 @@ def restore_picture(view: View, y: np.ndarray, seen: np.ndarray, args: argparse.
     return join_patches(x[:, 0].cpu().numpy(), y.shape, args.stride).clip(0, 1)
 
 
+def noise_of(y: np.ndarray, seen: np.ndarray, args: argparse.Namespace) -> tuple[float, str]:
+    """The σ that counts, and a line about it: given, with what the picture says against it, or estimated."""
+    estimated = estimate_sigma(y, seen)
+    if args.sigma is None:
+        if estimated is None:
+            raise InputError(f"{args.image}: too few seen pixels lie together to estimate the noise; give --sigma")
+        sigma = min(max(float(f"{estimated:.2g}"), LEAST_SIGMA), 1.0)
+        return sigma, f"sigma = {sigma:g}, estimated"
+    given = f"sigma = {args.sigma:g}"
+    if args.simulate or estimated is None or args.sigma / 2 <= estimated <= 3 * args.sigma:
+        return args.sigma, given
+    return args.sigma, f"{given}, BUT the picture's noise looks like {estimated:.2g}: without --sigma it is estimated"
+
+
 def load(args: argparse.Namespace) -> View:
     """The prior that is asked for, or its range."""
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -93,7 +110,7 @@ def restore(args: argparse.Namespace) -> None:
     args.stride = args.stride or min(view.shape) // 2 or 1
     if args.stride > min(view.shape):
         raise InputError(f"--stride {args.stride}: 1 to {min(view.shape)}, the prior's patch, would be right")
-    picture = read(args.image, args, view.shape)
+    picture = cropped(args.image, read_photograph(args.image, args.white), args, view.shape) / np.float32(255)
     count = math.prod(len(corners(*sides, args.stride)) for sides in zip(picture.shape, view.shape, strict=True))
     if count * math.prod(view.shape) > MOST_NUMBERS:
         raise InputError(f"--stride {args.stride}: {count} patches are too many at a time; a larger stride is right")
@@ -101,10 +118,14 @@ def restore(args: argparse.Namespace) -> None:
     if args.simulate:
         noise = np.random.default_rng([args.seed, 0]).standard_normal(picture.shape, dtype=np.float32)
         y = picture + args.sigma * noise
-    estimate = restore_picture(view, y, seen_pixels(args, picture.shape, view.shape), args)
+    seen = seen_pixels(args, picture.shape, view.shape)
+    args.sigma, noise = noise_of(y, seen, args)
+    estimate = restore_picture(view, y, seen, args)
+    misfit = np.sqrt(np.square(estimate - y)[seen].mean()) / args.sigma
     with whole_file(args.out) as part:
         Image.fromarray(np.rint(estimate * 255).astype(np.uint8)).save(part)
     print(f"{args.out}: {picture.shape[0]} × {picture.shape[1]} pixels, {count} patches")
+    print(f"{noise}; the result differs from what was seen by {misfit:.2f} sigma")
     if args.simulate:
         print(f"PSNR {psnr_db(np.square(estimate - picture).mean()):.2f} dB")
 
@@ -151,13 +172,18 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     sampling = commands.add_parser("sample", parents=[shared], help="draw patches from a prior")
     sampling.add_argument("--count", type=within(int, 1, 10_000), default=100, help="how many (%(default)s)")
     sampling.add_argument("--out", default="samples.png", help="the PNG to write (%(default)s)")
-    sampling.set_defaults(work=sample, image=None, mask=None, missing=None)
+    sampling.set_defaults(work=sample, image=None, mask=None, missing=None, simulate=False)
 
     restoring = commands.add_parser("restore", parents=[shared], help="restore a picture")
     add = restoring.add_argument
     add("image", metavar="IMAGE", help="JPEG, PNG or TIFF; colour becomes grey")
-    add("--sigma", type=within(float, 1e-4, 1), required=True, help="standard deviation of its noise, grey in [0, 1]")
-    add("--mask", help="a picture, white where IMAGE was seen, black where it was not")
+    add(
+        "--sigma",
+        type=within(float, LEAST_SIGMA, 1),
+        help="standard deviation of its noise, grey in [0, 1] (estimated)",
+    )
+    add("--mask", help="a picture, white where IMAGE was seen, black or transparent where it was not")
+    add("--white", type=within(float, 1e-3, 2**32), help="the number in IMAGE that is white (the largest of its bits)")
     add("--samples", type=within(int, 20, 10_000), default=0, help="take the posterior mean, over so many samples")
     add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (half a patch)")
     add("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="take this part")
@@ -167,6 +193,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     restoring.set_defaults(work=restore)
 
     args = parser.parse_args(words)
+    if args.simulate and args.sigma is None:
+        parser.error("--simulate: the noise to add is missing; give --sigma")
     if args.missing and (args.mask or not args.simulate):
         parser.error("--missing goes with --simulate, and without --mask")
     if Path(args.out).suffix.lower() != ".png":

@@ -43,6 +43,7 @@ class ExtractPatches(Settings):
     validation: Annotated[list[File], Field(min_length=1)]
     test: Annotated[list[File], Field(min_length=1)]
     scenes: list[Annotated[list[File], Field(min_length=2)]]
+    white_level: Positive | None
     image_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] | None
     crop: Annotated[list[Annotated[int, Field(ge=0, le=16_384)]], Field(min_length=4, max_length=4)] | None
     patch_size: Annotated[list[Annotated[int, Field(ge=2, le=MOST_PIXELS)]], Field(min_length=2, max_length=2)]

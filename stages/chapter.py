@@ -9,6 +9,7 @@ from torch.nn import Linear, ModuleList, ReLU, Sequential, Sigmoid
 
 from genprior import images
 from genprior.layers import mlp
+from genprior.photographs import read_photograph
 from pipeline.files import write_metrics
 from pipeline.losses import kl_standard_normal, minimax_discriminator, non_saturating_generator, reparameterise
 from pipeline.params import load_params
@@ -17,7 +18,7 @@ from pipeline.run import run, set_up
 
 def chapter_patches(file: str) -> Tensor:
     """The chapter's 16 patches of 16 × 16 from a photograph resized to 48 × 48: (16, 256) in [0, 1]."""
-    image = images.resize(images.read_photograph(file), [48, 48])[:40, :40]  # offsets 0, 8, 16, 24
+    image = images.resize(read_photograph(file), [48, 48])[:40, :40]  # offsets 0, 8, 16, 24
     return torch.from_numpy(images.cut_patches(image, [16, 16], 8)).flatten(1).float() / 255
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from genprior import images
 from genprior.files import InputError
+from genprior.photographs import read_photograph
 from pipeline.files import write_array, write_metrics
 from pipeline.params import ExtractPatches, load_params
 from pipeline.run import run
@@ -15,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 def prepare(file: str, settings: ExtractPatches) -> np.ndarray:
     """One photograph, grey, resized and cropped as `settings` say: uint8, (height, width)."""
-    image = images.resize(images.read_photograph(file), settings.image_size)
+    image = images.resize(read_photograph(file, settings.white_level), settings.image_size)
     if settings.crop:
         top, left, height, width = settings.crop
         if top + height > image.shape[0] or left + width > image.shape[1]:

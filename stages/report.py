@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from genprior.files import InputError
-from genprior.images import psnr_db, read_photograph, tile
+from genprior.images import psnr_db, tile
+from genprior.photographs import read_photograph
 from pipeline import page, pictures
 from pipeline.files import read_array, write_csv, write_text
 from pipeline.params import Params, load_params

@@ -137,3 +137,11 @@ def workspace(tmp_path, values):
 def ran(output: str) -> set[str]:
     """The stages that DVC says it ran."""
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def pytest_terminal_summary(terminalreporter: object) -> None:
+    """Counts that a test records as `told`, which the summary shows."""
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        for name, value in getattr(report, "user_properties", []):
+            if name == "told" and report.when == "call":
+                terminalreporter.write_line(value)

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from test_pipeline import STAGES
 
 from genprior.files import InputError
-from genprior.images import read_photograph
 from genprior.networks import PriorNetwork, load_network, save_network
+from genprior.photographs import read_photograph
 from pipeline.files import read_array, write_array
 from pipeline.patches import load_patches, load_splits
 from pipeline.run import run
@@ -134,7 +134,7 @@ def test_pictures(tmp_path, capfd, monkeypatch):
         for file in pictures(tmp_path):
             shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(file))
             assert (outcome(lambda file=file: read_photograph(file), shown) is not None) == fine, file
-    monkeypatch.setattr("genprior.images.MOST_PIXELS", 100)  # by Pillow and by tifffile
+    monkeypatch.setattr("genprior.photographs.MOST_PIXELS", 100)  # by Pillow and by tifffile
     for name in ("none", "whole.deep.tif"):
         assert outcome(lambda name=name: read_photograph(tmp_path / name), "at most 100 in all") is None
     assert capfd.readouterr() == ("", "")  # libraries in C and loggers warn there

@@ -91,9 +91,12 @@ def test_restoration_is_the_closed_form(prior, folder, options, stride, atol, ma
     _, (m, range_covariance, residual_covariance) = prior
     covariance = range_covariance + (0 if "--range" in options else residual_covariance)
     seen = read(path / "seen.png") > 0.5 if mask else np.ones((21, 30), dtype=bool)
+    y = read(path / "noisy.png")
     printed = call("restore", "noisy.png", "--sigma", 0.1, *options, *(["--mask", "seen.png"] if mask else []))
     assert printed.startswith("restored.png: 21 × 30 pixels")
-    expected = closed_form(read(path / "noisy.png"), seen, 0.1, stride, m, covariance)
+    misfit = float(printed.split(" by ")[1].split(" sigma")[0])
+    assert misfit == pytest.approx(np.sqrt(np.mean((read(path / "restored.png") - y)[seen] ** 2)) / 0.1, abs=0.02)
+    expected = closed_form(y, seen, 0.1, stride, m, covariance)
     np.testing.assert_allclose(read(path / "restored.png"), expected, rtol=0, atol=0.5 / 255 + atol)
 
 
@@ -113,6 +116,32 @@ def test_simulated_measurement_is_restored_and_its_psnr_printed(folder):
     assert (read(path / "restored.png") != read(path / "noise.png")[2:21, :28]).mean() > 0.5
 
 
+def test_noise_is_estimated_or_what_was_given_is_doubted(folder):
+    path, call = folder
+    rows, columns = np.mgrid[0:64, 0:80]
+    wave = 0.5 + 0.3 * np.sin(0.1 * rows + 0.07 * columns)
+    write(path / "wave.png", wave + 0.05 * np.random.default_rng(0).standard_normal(wave.shape))
+    estimated = call("restore", "wave.png").split("sigma = ")[1]
+    sigma = float(estimated.split(", estimated; ")[0])
+    assert sigma == pytest.approx(0.05, rel=0.1)
+    call("restore", "wave.png", "--sigma", sigma, "--out", "given.png")
+    assert (path / "given.png").read_bytes() == (path / "restored.png").read_bytes()
+    for given, doubted in ((0.5, True), (0.04, False), (0.07, False), (0.005, True)):
+        assert (
+            f"BUT the picture's noise looks like {sigma:.2g}" in call("restore", "wave.png", "--sigma", given)
+        ) == doubted
+
+
+def test_a_white_level_scales_the_picture(folder):
+    path, call = folder
+    numbers = np.rint(4095 * read(path / "noisy.png")).astype(np.uint16)
+    Image.fromarray(numbers).save(path / "detector.png")
+    call("restore", "noisy.png", "--sigma", 0.1)
+    expected = read(path / "restored.png")
+    call("restore", "detector.png", "--sigma", 0.1, "--white", 4095)
+    np.testing.assert_allclose(read(path / "restored.png"), expected, atol=1.01 / 255)
+
+
 @pytest.mark.parametrize("options", [[], ["--range"]])
 def test_samples_are_the_priors(prior, folder, options):
     path, call = folder
@@ -126,7 +155,10 @@ def test_samples_are_the_priors(prior, folder, options):
     ("words", "said"),
     [
         ("", "COMMAND"),
-        ("restore true.png", "--sigma"),
+        ("restore true.png --simulate", "--sigma"),
+        ("restore true.png --mask holes.png", "to estimate the noise; give --sigma"),
+        ("restore true.png --sigma 0.1 --mask inverted.png", "more than half is black, perhaps it is inverted"),
+        ("restore true.png --sigma 0.1 --white 0", "--white: 0"),
         ("restore true.png --sigma 0", "--sigma: 0: 0.0001 to 1"),
         ("restore true.png --sigma 0.1 --simulate --missing 0.5 --mask seen.png", "--missing"),
         ("restore true.png --sigma 0.1 --crop 0 0 22 10", "--crop"),
@@ -141,8 +173,10 @@ def test_samples_are_the_priors(prior, folder, options):
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys, words, said):
     path, call = folder
-    Image.new("L", (30, 20), 255).save(path / "small.png")
+    Image.fromarray(255 * np.eye(20, 30, dtype=np.uint8)).save(path / "small.png")
     Image.new("L", (30, 21), 0).save(path / "black.png")
+    write(path / "inverted.png", 1 - read(path / "seen.png"))
+    write(path / "holes.png", np.random.default_rng(0).random((21, 30)) > 0.5)
     (path / "text.txt").write_text("no picture")
     save_network(PriorNetwork(SHAPE, 2, [4], "silu", None), path / "plain.safetensors")
     before = {file.name: file.read_bytes() for file in path.iterdir()}

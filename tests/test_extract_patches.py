@@ -21,7 +21,14 @@ def settings(tmp_path):
 
     def build(**changed):
         values = {split: [file] for split, file in names.items()}
-        values |= {"scenes": [], "image_size": None, "crop": None, "patch_size": [16, 16], "stride": 8}
+        values |= {
+            "scenes": [],
+            "white_level": None,
+            "image_size": None,
+            "crop": None,
+            "patch_size": [16, 16],
+            "stride": 8,
+        }
         return ExtractPatches(**(values | {"symmetries": False, "max_patches": 1000} | changed))
 
     return build
@@ -34,6 +41,11 @@ def test_the_chapters_patches_are_expressible(settings):
     expected = [picture[i : i + 16, j : j + 16] for i in range(0, 32, 8) for j in range(0, 32, 8)]
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.uint8
+
+
+def test_the_white_level_is_that_of_the_photographs(settings):
+    half, whole = (extract_patches.extract(settings(white_level=level), 0)["test"] for level in (127.5, None))
+    np.testing.assert_array_equal(half, np.minimum(2 * whole.astype(int), 255))
 
 
 def test_cap_is_drawn_with_the_seed(settings):

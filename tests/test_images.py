@@ -1,58 +1,13 @@
-"""Pictures of every kind and depth read as grey, cut into patches and joined again; those refused: test_abuse.py."""
+"""Pictures cut into patches and joined again, their noise, and the DCT."""
 
 import numpy as np
 import pytest
 import scipy.fft
-import tifffile
 from PIL import Image
 
 from genprior import images
 
 GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10) * 2
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "I", "F", "1"])
-def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
-    expected = GREY
-    if mode in ("I;16", "I"):
-        picture = Image.fromarray(GREY.astype(np.uint16 if mode == "I;16" else np.int32) * 257)
-    elif mode == "F":
-        picture = Image.fromarray((GREY / 255).astype(np.float32))
-    elif mode == "1":
-        picture = Image.fromarray(GREY > 99)
-        expected = np.where(GREY > 99, 255, 0)
-    else:
-        picture = Image.fromarray(GREY).convert("RGB" if mode in ("CMYK", "RGBA") else "L").convert(mode)
-    if suffix == ".png" and mode in ("CMYK", "F", "I"):
-        pytest.skip("PNG has no such mode")
-    file = tmp_path / f"picture{suffix}"
-    picture.save(file)
-    found = images.read_photograph(file)
-    assert found.dtype == np.uint8
-    np.testing.assert_allclose(found.astype(int), expected, atol=1)
-
-
-def test_colour_tiff_deeper_than_pillow_reads(tmp_path):
-    file = tmp_path / "deep.tif"
-    tifffile.imwrite(file, np.repeat(GREY[..., None].astype(np.uint16) * 257, 3, 2), photometric="rgb")
-    np.testing.assert_array_equal(images.read_photograph(file), GREY)
-
-
-def test_transparency_is_laid_on_white(tmp_path):
-    file = tmp_path / "clear.png"
-    Image.new("RGBA", (4, 3), (10, 20, 30, 0)).save(file)
-    assert (images.read_photograph(file) == 255).all()
-
-
-@pytest.mark.parametrize(("orientation", "turned"), [(1, GREY), (3, GREY[::-1, ::-1]), (6, np.rot90(GREY, -1))])
-def test_exif_orientation_is_honoured(tmp_path, orientation, turned):
-    picture = Image.fromarray(GREY)
-    exif = picture.getexif()
-    exif[0x0112] = orientation
-    file = tmp_path / "turned.png"
-    picture.save(file, exif=exif)
-    np.testing.assert_array_equal(images.read_photograph(file), turned)
 
 
 def test_resize():
@@ -100,3 +55,14 @@ def test_dct_basis_is_scipys_and_orthonormal():
     x = np.random.default_rng(0).random((4, 6))
     np.testing.assert_allclose(x.ravel() @ basis, scipy.fft.dctn(x, norm="ortho").ravel(), atol=1e-12)
     np.testing.assert_allclose(basis @ basis.T, np.eye(24), atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1])
+def test_white_noise_is_estimated_on_a_smooth_picture_and_beside_holes(sigma):
+    draw, (i, j) = np.random.default_rng(0), np.mgrid[:200, :300] / 300
+    picture = 0.5 + 0.3 * np.sin(5 * i + 3 * j) + sigma * draw.standard_normal((200, 300))
+    seen = draw.random(picture.shape) > 0.02
+    for where in (np.ones_like(seen), seen):
+        found = images.estimate_sigma(np.where(where, picture, 1.0), where)
+        assert found == pytest.approx(sigma, rel=0.03)
+    assert images.estimate_sigma(picture, draw.random(picture.shape) > 0.5) is None

@@ -1,0 +1,321 @@
+"""Files of every kind, by two writers, read as the one picture that they hold; damaged ones: test_abuse.py."""
+
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from genprior.files import InputError
+from genprior.photographs import LUMA, read_mask, read_photograph
+
+GREY = np.arange(12 * 10, dtype=np.uint8).reshape(12, 10) * 2
+HEIGHT, WIDTH = 40, 56
+ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH] / WIDTH
+DISC = (ROWS - 0.2) ** 2 + (COLUMNS - 0.3) ** 2 < 0.02
+TRUTH = np.where(DISC, 0.05, 0.1 + 0.85 * COLUMNS * (1 - 0.5 * ROWS))  # no symmetry
+ALPHA = 0.2 + 0.8 * ROWS / ROWS.max()
+DEPTHS = {"8": ("u1", 8), "10": ("u2", 10), "12": ("u2", 12), "16": ("u2", 16), "32": ("u4", 32)}
+DEPTHS |= {"signed": ("i2", 15), "float": ("f4", 0)}  # bits that a value may have; 0: of [0, 1]
+COLOURS, PACKINGS = ("grey", "rgb", "palette", "alpha"), (None, "lzw", "zlib")
+AXES = {
+    "depth": tuple(DEPTHS),
+    "colour": COLOURS,
+    "packing": PACKINGS,
+    "separate": (False, True),
+    "orientation": range(1, 9),
+    "white_is_zero": (False, True),
+    "tiled": (False, True),
+    "writer": ("tifffile", "pillow"),
+}
+
+
+def stored(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """What a file of an upright picture holds: the inverse of what TIFF 6.0, page 36, says of row 0 and column 0."""
+    turns = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 1, 7: -1, 8: -1}[orientation]
+    mirrored = orientation in (2, 4, 5, 7)
+    turned = np.rot90(samples, turns)
+    return np.ascontiguousarray(
+        np.fliplr(turned) if mirrored and turns % 2 == 0 else turned[::-1] if mirrored else turned
+    )
+
+
+def quantised(levels: np.ndarray, depth: str) -> tuple[np.ndarray, np.ndarray]:
+    """Levels in [0, 1] as a file's numbers, and the levels that these are."""
+    dtype, bits = DEPTHS[depth]
+    numbers = (np.rint(levels * (2.0**bits - 1)) if bits else levels).astype(dtype)
+    return numbers, numbers / (2.0**bits - 1 if bits else 1)
+
+
+def write(file, kind: dict) -> np.ndarray:
+    """A TIFF of a kind, and the grey picture in [0, 1] that it holds; ValueError where no writer makes such a file."""
+    colour, bits = kind["colour"], DEPTHS[kind["depth"]][1]
+    channels = {"grey": [TRUTH], "palette": [TRUTH], "alpha": [TRUTH, TRUTH**2, 1 - TRUTH, ALPHA]}
+    numbers, levels = quantised(np.stack(channels.get(colour, [TRUTH, TRUTH**2, 1 - TRUTH]), -1), kind["depth"])
+    shown, palette = levels[..., 0], None
+    if len(levels[0, 0]) > 1:
+        shown = levels[..., :3] @ np.array(LUMA)
+    if colour == "alpha":
+        shown = shown * levels[..., 3] + 1 - levels[..., 3]
+    if colour == "palette":
+        if kind["depth"] != "8" or kind["white_is_zero"]:
+            raise ValueError("palettes are of 8 bits")
+        palette = (np.arange(256)[::-1] ** 2 // 255).astype(np.uint16)
+        shown = palette[numbers[..., 0]] / 255
+    if kind["white_is_zero"]:
+        if colour != "grey" or bits == 0:
+            raise ValueError("grey alone has this")
+        shown = 1 - shown
+    numbers = stored(numbers, kind["orientation"])
+    (by_tifffile if kind["writer"] == "tifffile" else by_pillow)(file, numbers.squeeze(), kind, palette)
+    return shown
+
+
+def by_tifffile(file, numbers, kind, palette) -> None:
+    options, bits = {}, DEPTHS[kind["depth"]][1]
+    if bits in (10, 12):
+        options["bitspersample"] = bits
+    if kind["colour"] == "alpha":
+        options["extrasamples"] = ["unassalpha"]
+    if numbers.ndim == 3 and kind["separate"]:
+        numbers, options["planarconfig"] = np.ascontiguousarray(np.moveaxis(numbers, -1, 0)), "separate"
+    if palette is not None:
+        options["colormap"] = np.tile(257 * palette, (3, 1))
+    if kind["tiled"]:
+        options["tile"] = (16, 16)
+    else:
+        options["rowsperstrip"] = 7
+    photometric = {"grey": "miniswhite" if kind["white_is_zero"] else "minisblack", "palette": "palette"}
+    tifffile.imwrite(
+        file,
+        numbers,
+        photometric=photometric.get(kind["colour"], "rgb"),
+        compression=kind["packing"],
+        predictor=kind["packing"] is not None and bits not in (10, 12) and palette is None,
+        extratags=[(274, "H", 1, kind["orientation"], True)],
+        **options,
+    )
+
+
+def by_pillow(file, numbers, kind, palette) -> None:
+    if kind["separate"] or kind["tiled"] or DEPTHS[kind["depth"]][1] in (10, 12, 15):
+        raise ValueError("Pillow writes no such file")
+    deep = numbers.dtype != np.uint8
+    if numbers.dtype == np.uint32 or (deep and (numbers.ndim == 3 or kind["white_is_zero"])):
+        raise ValueError("Pillow has no such mode")
+    picture, tags = Image.fromarray(numbers), {274: kind["orientation"]}
+    if palette is not None:
+        picture.putpalette(np.repeat(palette, 3).astype(np.uint8).tobytes())
+    if kind["white_is_zero"]:
+        picture, tags[262] = Image.fromarray(255 - numbers), 0  # Pillow inverts what it writes so
+    packing = {None: None, "lzw": "tiff_lzw", "zlib": "tiff_adobe_deflate"}[kind["packing"]]
+    picture.save(file, tiffinfo=tags, compression=packing)
+
+
+def outcome(file, kind: dict) -> str:
+    """ "right", "wrong" or "refused" of one file, "not made" where the writer has no such kind."""
+    try:
+        shown = write(file, kind)
+    except (ValueError, NotImplementedError):
+        return "not made"
+    try:
+        found = read_photograph(file)
+    except InputError:
+        return "refused"
+    return "right" if found.shape == shown.shape and np.abs(found / 255 - shown).max() < 0.51 / 255 else "wrong"
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_the_tags_of_a_tiff_say_what_its_numbers_mean(tmp_path, caplog, depth, colour):
+    others = [name for name in AXES if name not in ("depth", "colour")]
+    found = {}
+    for values in product(*(AXES[name] for name in others)):
+        kind = {"depth": depth, "colour": colour, **dict(zip(others, values, strict=True))}
+        found[values] = outcome(tmp_path / "picture.tif", kind)
+    counts = Counter(found.values())
+    assert set(counts) <= {"right", "not made"}, [values for values in found if found[values] in ("wrong", "refused")]
+    assert counts["right"] >= 24 or (colour == "palette" and depth != "8"), counts
+    assert not caplog.text
+
+
+def test_pictures_of_random_kinds_are_none_wrong(tmp_path, record_property):
+    draw, counts = np.random.default_rng(7), Counter()
+    while sum(counts.values()) - counts["not made"] < 300:
+        kind = {name: values[draw.integers(len(values))] for name, values in AXES.items()}
+        counts[outcome(tmp_path / "picture.tif", kind)] += 1
+    record_property(
+        "told", f"300 generated TIFF: {counts['right']} right, {counts['wrong']} wrong, {counts['refused']} refused"
+    )
+    assert counts["right"] == 300
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "F", "1"])
+def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
+    expected = GREY
+    if mode == "I;16":
+        picture = Image.fromarray(GREY.astype(np.uint16) * 257)
+    elif mode == "F":
+        picture = Image.fromarray((GREY / 255).astype(np.float32))
+    elif mode == "1":
+        picture = Image.fromarray(GREY > 99)
+        expected = np.where(GREY > 99, 255, 0)
+    else:
+        picture = Image.fromarray(GREY).convert("RGB" if mode in ("CMYK", "RGBA") else "L").convert(mode)
+    if suffix == ".png" and mode in ("CMYK", "F"):
+        pytest.skip("PNG has no such mode")
+    file = tmp_path / f"picture{suffix}"
+    picture.save(file)
+    found = read_photograph(file)
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+
+
+def deep_png(file, samples: np.ndarray) -> None:
+    import imagecodecs
+
+    file.write_bytes(imagecodecs.png_encode(samples))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_sixteen_bits(tmp_path, channels):
+    numbers, levels = quantised(np.stack([TRUTH, TRUTH**2, 1 - TRUTH, ALPHA], -1), "16")
+    chosen = {1: [0], 2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
+    deep_png(tmp_path / "deep.png", np.ascontiguousarray(numbers[..., chosen].squeeze()))
+    shown = levels[..., 0] if channels < 3 else levels[..., :3] @ np.array(LUMA)
+    shown = shown * levels[..., 3] + 1 - levels[..., 3] if channels % 2 == 0 else shown
+    np.testing.assert_allclose(read_photograph(tmp_path / "deep.png") / 255, shown, atol=0.51 / 255)
+    deep_png(tmp_path / "detector.png", np.ascontiguousarray(numbers[..., chosen[:1] * (1 + 2 * (channels > 2))]) // 16)
+    np.testing.assert_allclose(read_photograph(tmp_path / "detector.png", 4095) / 255, levels[..., 0], atol=0.6 / 255)
+
+
+@pytest.mark.parametrize("associated", [False, True])
+def test_transparency_is_laid_on_white(tmp_path, associated):
+    Image.new("RGBA", (4, 3), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert (read_photograph(tmp_path / "clear.png") == 255).all()
+    samples = np.stack([TRUTH * ALPHA if associated else TRUTH, ALPHA], -1).astype(np.float32)
+    kind = "assocalpha" if associated else "unassalpha"
+    tifffile.imwrite(tmp_path / "a.tif", samples, photometric="minisblack", planarconfig="contig", extrasamples=[kind])
+    np.testing.assert_allclose(read_photograph(tmp_path / "a.tif") / 255, TRUTH * ALPHA + 1 - ALPHA, atol=0.51 / 255)
+    Image.fromarray(quantised(TRUTH, "16")[0]).save(
+        tmp_path / "key.png", transparency=int(quantised(TRUTH, "16")[0][5, 5])
+    )
+    keyed = np.where(TRUTH[5, 5] == TRUTH, 1, TRUTH)
+    np.testing.assert_allclose(read_photograph(tmp_path / "key.png") / 255, keyed, atol=0.51 / 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".deep.png"])
+def test_exif_orientation_is_honoured(tmp_path, orientation, suffix):
+    numbers = stored(quantised(TRUTH, "16" if "deep" in suffix else "8")[0], orientation)
+    picture, file = Image.fromarray(numbers), tmp_path / f"turned{suffix}"
+    exif = picture.getexif()
+    exif[274] = orientation
+    picture.save(file, exif=exif, **({"lossless": True} if suffix == ".webp" else {"quality": 100}))
+    np.testing.assert_allclose(read_photograph(file) / 255, TRUTH, atol=6 / 255 if suffix == ".jpg" else 0.51 / 255)
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jp2", ".webp", ".bmp", ".pgm", ".gif"])
+def test_other_formats(tmp_path, suffix):
+    Image.fromarray(quantised(TRUTH, "8")[0]).save(tmp_path / f"picture{suffix}")
+    assert np.abs(read_photograph(tmp_path / f"picture{suffix}") / 255 - TRUTH).mean() < 3 / 255
+
+
+@pytest.mark.parametrize("place", ["first", "unmarked", "subdirectory", "old tag"])
+def test_a_preview_is_not_the_picture(tmp_path, place):
+    full, file = quantised(TRUTH, "8")[0], tmp_path / "previewed.tif"
+    with tifffile.TiffWriter(file) as writer:
+        if place == "subdirectory":
+            writer.write(full[::4, ::4], photometric="minisblack", subfiletype=1, subifds=1)
+        elif place == "old tag":
+            writer.write(full[::4, ::4], photometric="minisblack", extratags=[(255, "H", 1, 2, True)])
+        else:
+            writer.write(full[::4, ::4], photometric="minisblack", subfiletype=1 if place == "first" else 0)
+        writer.write(full, photometric="minisblack")
+        writer.write(255 - full, photometric="minisblack")
+    np.testing.assert_array_equal(read_photograph(file), full)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cure"),
+    [
+        ("phone.heic", b"\0\0\0\x18ftypheic", "HEIC; JPEG or PNG"),
+        ("camera.cr2", b"II*\0\x10\0\0\0CR\2\0", "raw data; JPEG"),
+        ("camera.cr3", b"\0\0\0\x18ftypcrx ", "raw data; JPEG"),
+        ("camera.raf", b"FUJIFILMCCD-RAW 0201", "raw data; JPEG"),
+        ("scan.dcm", bytes(128) + b"DICM", "DICOM; PNG"),
+    ],
+)
+def test_what_is_not_read_is_refused_with_the_cure(tmp_path, name, content, cure):
+    (tmp_path / name).write_bytes(content + bytes(200))
+    with pytest.raises(InputError, match=f"{name}: .*{cure}"):
+        read_photograph(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": np.zeros((9, 9, 2), "u1"), "photometric": "minisblack", "planarconfig": "contig"}, "MINISBLACK, 2 ×"),
+        (
+            {"data": np.zeros((4, 9, 9), "u1"), "photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)},
+            "TIFF",
+        ),
+        ({"data": np.zeros((9, 9), "c8"), "photometric": "minisblack"}, "64 bits"),
+        ({"data": np.zeros((9, 9), "u2"), "photometric": "cfa"}, "raw data"),
+        ({"data": np.zeros((9, 9, 3), "u1"), "photometric": "cielab"}, "CIELAB"),
+        ({"data": np.full((9, 9), 200.0), "photometric": "minisblack"}, "up to 200; in floats 1 is white"),
+        ({"data": np.full((9, 9), -3, "i2"), "photometric": "minisblack"}, "down to -3"),
+    ],
+)
+def test_a_tiff_of_another_kind_is_refused(tmp_path, options, said):
+    tifffile.imwrite(tmp_path / "other.tif", **options)
+    with pytest.raises(InputError, match=said):
+        read_photograph(tmp_path / "other.tif")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("depth", ["10", "12"])
+def test_few_greys_of_many_are_told_and_a_white_level_keeps_them(tmp_path, caplog, suffix, depth):
+    numbers, file, white = quantised(TRUTH, depth)[0], tmp_path / f"detector{suffix}", 2 ** DEPTHS[depth][1] - 1
+    if suffix == ".png":
+        Image.fromarray(numbers).save(file)
+    else:
+        tifffile.imwrite(file, numbers, photometric="minisblack")
+    read_photograph(file)
+    assert caplog.messages == [
+        next(line for line in caplog.messages if f"{file}: " in line and "greys are left" in line)
+    ]
+    caplog.clear()
+    np.testing.assert_allclose(read_photograph(file, white) / 255, TRUTH, atol=0.7 / 255)
+    assert not caplog.messages
+
+
+SEEN = np.ones((12, 20), dtype=bool)
+SEEN[:, 5:8] = False
+
+
+@pytest.mark.parametrize("kind", ["black", "transparent", "both", "bilevel", "sixteen bits"])
+def test_masks(tmp_path, kind):
+    clear = np.full((*SEEN.shape, 4), 255, np.uint8)
+    clear[~SEEN] = (0, 0, 0, 0) if kind == "both" else (255, 255, 255, 0)
+    numbers = {"black": 255 * SEEN.astype(np.uint8), "bilevel": SEEN, "sixteen bits": 65535 * SEEN.astype(np.uint16)}
+    Image.fromarray(numbers.get(kind, clear)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), SEEN)
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (SEEN.astype(np.uint8), "no pixel is white, values go up to 1; 0 for what is missing and 255 for"),
+        (SEEN.astype(np.uint16), "values go up to 1; 0 for what is missing and 65535 for"),
+        (np.full(SEEN.shape, 255, np.uint8), "nothing is missing"),
+        ((80 + 100 * SEEN).astype(np.uint8), "many pixels are grey"),
+    ],
+)
+def test_a_mask_that_says_nothing_is_refused(tmp_path, picture, said):
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=said):
+        read_mask(tmp_path / "mask.png")

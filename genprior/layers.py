@@ -172,9 +172,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """G: code (N, k) -> standardised DCT coefficients (N, n), beside it the variance v of what G leaves out.
 
-    `noise` is None (no residual model), "constant" (one sigma for all pixels), or a network's v(z): "dct", one variance
-    for each DCT coefficient, or "pixel". "modulated" is "dct" with another network's scales d(z), by which what v(z)
-    draws is multiplied in the pixels: texture on one side of an edge, none on the other, which no v can say alone.
+    `noise` is None (no residual model), "constant" (one sigma for all pixels), or "dct", a network's v(z), one variance
+    for each DCT coefficient. "modulated" is "dct" with another network's scales d(z), by which what v(z) draws is
+    multiplied in the pixels: texture on one side of an edge, none on the other, which no v can say alone.
     A linear path beside the network makes PCA the model's starting point.
     """
 
@@ -190,21 +190,20 @@ class Decoder(nn.Module):
         self.body = nn.Sequential(*mlp([latent_size, *hidden], activation), ACTIVATIONS[activation]())
         self.mean = nn.Linear(hidden[-1], n)
         self.linear = nn.Linear(latent_size, n, bias=False)
-        varying = noise in ("dct", "modulated", "pixel")
-        self.log_variance = mlp([latent_size, *hidden, n], activation) if varying else None
-        self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
-        self.by_pixel = noise == "pixel"
-        self.log_scale = None
-        if noise == "modulated":
-            self.add_scales(latent_size, hidden, activation)
+        self.set_noise(noise, latent_size, hidden, activation)
 
-    def add_scales(self, latent_size: int, hidden: list[int], activation: str) -> None:
-        """Scales d(z) beside v(z), all 1 until they are trained."""
-        fields = scale_fields(self.coefficients.shape).float()
-        self.register_buffer("fields", fields, persistent=False)
-        self.log_scale = mlp([latent_size, *hidden, len(fields)], activation)
-        nn.init.zeros_(self.log_scale[-1].weight)
-        nn.init.zeros_(self.log_scale[-1].bias)
+    def set_noise(self, noise: str | None, latent_size: int, hidden: list[int], activation: str) -> None:
+        """Make v(z), and d(z), all 1 until they are trained, as `noise` asks for them."""
+        self.log_variance = self.log_scale = None
+        self.log_sigma = nn.Parameter(torch.zeros(())) if noise == "constant" else None
+        if noise in ("dct", "modulated"):
+            self.log_variance = mlp([latent_size, *hidden, len(self.coefficients.scale)], activation)
+        if noise == "modulated":
+            fields = scale_fields(self.coefficients.shape).float()
+            self.register_buffer("fields", fields, persistent=False)
+            self.log_scale = mlp([latent_size, *hidden, len(fields)], activation)
+            nn.init.zeros_(self.log_scale[-1].weight)
+            nn.init.zeros_(self.log_scale[-1].bias)
 
     def forward(self, code: Tensor) -> Tensor:
         """Mean of the standardised coefficients: (N, k) -> (N, n)."""
@@ -240,12 +239,10 @@ class Decoder(nn.Module):
     def _variance_of(self, raw: Tensor) -> Tensor:
         # A smooth clamp: the gradient never dies, and second-order methods see no kink.
         low, high = self.LOG_VARIANCE
-        usual = self.coefficients.scale**2
-        usual = usual.mean() if self.by_pixel else usual  # the patches' variance in a pixel or a coefficient
-        return usual * (low + (high - low) * torch.sigmoid(raw)).exp()
+        return self.coefficients.scale**2 * (low + (high - low) * torch.sigmoid(raw)).exp()
 
     def variance(self, code: Tensor) -> Tensor | None:
-        """Variance v of the coefficients Uᵀx, or of pixels: (N, k) -> (N, n), None without a residual model."""
+        """Variance v of the coefficients Uᵀx: (N, k) -> (N, n), None without a residual model."""
         if self.log_sigma is not None:
             return (2 * self.log_sigma).exp().expand(len(code), len(self.coefficients.scale))
         return None if self.log_variance is None else self._variance_of(self.log_variance(code))

@@ -27,11 +27,11 @@ class PriorNetwork(nn.Module):
     G's code z is standard normal by construction for VAE and GAN. For an autoencoder the network's code is
     `code_mean + code_factor z`, after the Gaussian fitted to its codes. v is None for a prior without a residual model.
 
-    U is the DCT, or the identity where v is the pixels' variance. Where noise is "modulated", the covariance is
-    D U diag(v) Uᵀ D with D = diag(d(z)): the scales of `fields`, smooth over the patch.
+    U is the DCT. Where noise is "modulated", the covariance is D U diag(v) Uᵀ D with D = diag(d(z)): the scales of
+    `fields`, smooth over the patch.
 
-    shape: (h, w) of a patch; noise: None, "constant", "dct", "modulated" or "pixel", see `Decoder`; encoder: "none",
-    "plain" (a code) or "variational" (its mean and log-variance of z); flow: whether T is one.
+    shape: (h, w) of a patch; noise: None, "constant", "dct" or "modulated", see `Decoder`; encoder: "none", "plain" (a
+    code) or "variational" (its mean and log-variance of z); flow: whether T is one.
     """
 
     def __init__(
@@ -72,12 +72,11 @@ class PriorNetwork(nn.Module):
             self.flow = CouplingFlow(self.latent_size).to(self.code_mean)
         self.config["flow"] = True
 
-    def add_scales(self) -> None:
-        """Make a residual model of noise "dct" a "modulated" one, the same until it is trained."""
-        with torch.random.fork_rng(devices=[]):
-            self.decoder.add_scales(self.latent_size, self.config["hidden"], self.config["activation"])
+    def add_residual(self, noise: str) -> None:
+        """Give it a residual model of this kind, yet to be trained, in place of the noise that it has."""
+        self.decoder.set_noise(noise, self.latent_size, self.config["hidden"], self.config["activation"])
         self.decoder.to(self.code_mean)
-        self.config["noise"] = "modulated"
+        self.config["noise"] = noise
 
     @property
     def has_residual(self) -> bool:
@@ -86,16 +85,13 @@ class PriorNetwork(nn.Module):
 
     @property
     def basis(self) -> Tensor:
-        """U of the residual covariance U diag(v) Uᵀ: (n, n)."""
-        dct = self.coefficients.basis
-        return torch.eye(len(dct), dtype=dct.dtype, device=dct.device) if self.decoder.by_pixel else dct
+        """U of the residual covariance U diag(v) Uᵀ, the DCT: (n, n)."""
+        return self.coefficients.basis
 
     @property
     def basis_axes(self) -> tuple[Tensor, Tensor]:
         """U_h (h, h) and U_w (w, w) with U = U_h ⊗ U_w."""
         like = self.coefficients.basis
-        if self.decoder.by_pixel:
-            return tuple(torch.eye(side).to(like) for side in self.shape)
         return tuple(torch.from_numpy(dct_basis(side, 1)).to(like) for side in self.shape)
 
     @property
@@ -120,7 +116,6 @@ class PriorNetwork(nn.Module):
         """Mean and variance v of Uᵀx given z: (N, k) -> (N, n), (N, n) or None; scales (N, B) if any."""
         code = self.code(z if self.flow is None else self.flow(z))
         mean = self.coefficients.restore(self.decoder(code))
-        mean = mean @ self.coefficients.basis.T if self.decoder.by_pixel else mean
         scales = () if self.scale_fields is None else (self.decoder.scales(code),)
         return mean, self.decoder.variance(code), *scales
 
@@ -135,8 +130,6 @@ class PriorNetwork(nn.Module):
         mean, mean_columns = self.decoder.forward_with_columns(code, columns)
         variance, variance_columns = self.decoder.variance_with_columns(code, columns)
         mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
-        if self.decoder.by_pixel:
-            mean, mean_columns = mean @ self.coefficients.basis.T, self.coefficients.basis @ mean_columns
         if self.scale_fields is None:
             return (mean, variance), (mean_columns, variance_columns)
         scales, scales_columns = self.decoder.scales_with_columns(code, columns)

@@ -146,10 +146,7 @@ class Prior(View):
         """Fields (B, n) of which the pixel scales are made, D = diag(scales @ scale_fields); None without scales."""
         return self.network.scale_fields
 
-    @property
-    def basis_kind(self) -> str:
-        """What U is: "dct", or "pixel" for U = I."""
-        return "pixel" if self.network.decoder.by_pixel else "dct"
+    basis_kind = "dct"
 
     @property
     def basis_axes(self) -> Sequence[Tensor] | None:

@@ -47,7 +47,7 @@ def render(template: str, table: pd.DataFrame, params: Params, folder: Path) -> 
     return environment.get_template(template).render(
         settings=params.model_dump(mode="json"),
         patches=counted.pivot(index="method", columns="measure", values="value").astype(int).to_dict("index"),
-        priors={name: NAMES[name] for name in PRIORS},
+        priors=PRIORS,
         lasso=LASSO,
         floor=FLOOR,
         pictures=sorted(file.stem for file in folder.glob("*.png")),

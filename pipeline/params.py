@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from genprior.files import InputError
 
 RESERVED = ("representation", "likelihood", "samples", "training", "patches", "chapter")  # by tables of measures
-PRIORS = ("ae", "vae", "gan")  # a model in data/models each; pipeline/tables.py has their titles
+PRIORS = {"ae": "autoencoder", "vae": "VAE", "gan": "GAN", "svae": "structured VAE"}  # a model in data/models each
 MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -71,11 +71,15 @@ class Residual(Training):
 
 
 class TrainVAE(Training):
-    noise: Literal["fixed", "learned", "pixel", "dct", "modulated"]
+    noise: Literal["fixed", "learned"]
     sigma: Annotated[float, Field(ge=1e-4, le=1e3)]
     objective: Literal["elbo", "chapter"]
     beta: NonNegative
     chapter_steps: Count
+
+
+class TrainSVAE(Training):
+    noise: Literal["dct", "modulated"]
 
 
 class TrainGAN(Training):
@@ -187,6 +191,7 @@ class Params(Settings):
     residual: Residual
     train_ae: Training
     train_vae: TrainVAE
+    train_svae: TrainSVAE
     train_gan: TrainGAN
     sample: Sample
     problems: Annotated[

@@ -17,10 +17,8 @@ WITHOUT_PRIOR = ["minimum_norm", "tikhonov"]  # whose error is of another order
 CONSTRAINTS = ("none", "range", "relaxed", "mean")  # in the order of the tables
 NAMES = {  # in the order of the tables
     "floor": "other real patches",
-    "ae": "autoencoder",
+    **PRIORS,
     "ae_raw": "autoencoder, raw N(0, I) codes",
-    "vae": "VAE",
-    "gan": "GAN",
     "pca": "PCA, same k",
     "gaussian": "linear Gaussian",  # after it the mixtures
     "lasso_dct": "Lasso in the DCT",

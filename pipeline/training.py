@@ -54,10 +54,9 @@ def fit_residual(
 
     patches: uint8 (N, 1, h, w); encoder: variational, in terms of z ~ N(0, I). code_weight None: T is the identity.
     """
-    prior.requires_grad_(False)
-    fitted = nn.ModuleList([encoder.requires_grad_(True), prior.decoder.log_variance.requires_grad_(True)])
+    prior.requires_grad_(False).add_residual(settings.noise)
+    fitted = nn.ModuleList([encoder.requires_grad_(True), prior.decoder.log_variance])
     if settings.noise == "modulated":
-        prior.add_scales()
         fitted.append(prior.decoder.log_scale)
     if settings.code_weight is not None and prior.latent_size > 1:  # a flow moves one half of the codes by the other
         prior.add_flow()

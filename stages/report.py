@@ -17,13 +17,14 @@ from pipeline.tables import NAMES, PRIORS, check_table, crossover, label, read_c
 
 TARGET = Path("data/report")
 CONSTRAINTS = ("range", "relaxed", "mean")
-WALKED = ("ae_range", "vae_range", "vae_relaxed", "gan_range")  # whose images are shown from code to code
+WALKED = ("ae_range", "vae_range", "gan_range", "svae_relaxed")  # whose images are shown from code to code
 COLLAPSE = ["coverage", "recall", "spread"]
 CURVES = {  # picture: panel: a file of data/curves/, and its columns
     "curves": {
         "autoencoder: mean squared error": ("ae", ["train_mse", "validation_mse"]),
         "VAE: ELBO, nats per pixel": ("vae", ["train_elbo", "validation_elbo"]),
         "VAE: KL, nats per patch": ("vae", ["train_kl", "validation_kl"]),
+        "structured VAE: ELBO, nats per pixel": ("svae", ["train_elbo", "validation_elbo"]),
         "GAN: losses": ("gan", ["d_loss", "g_loss"]),
     },
     "collapse": {"GAN, default": ("gan_collapse", COLLAPSE), "GAN, the chapter's": ("gan_chapter_collapse", COLLAPSE)},

@@ -29,7 +29,7 @@ def train(
     checkpoint: Checkpoint | None = None,
 ) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
-    prior = PriorNetwork(patches.shape[2:], **network.model_dump(), noise="dct", encoder="plain")
+    prior = PriorNetwork(patches.shape[2:], **network.model_dump(), encoder="plain")
     prior.coefficients.fit(to_unit(patches.cpu()))
     prior.to(patches.device)
     optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)

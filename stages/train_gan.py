@@ -46,7 +46,7 @@ def train(
 
     A step is one of each player, with its penalty. The default is R3GAN's game: Huang et al. 2024, section 2.
     """
-    generator = PriorNetwork(patches.shape[2:], **network.model_dump(), noise="dct", encoder="variational")
+    generator = PriorNetwork(patches.shape[2:], **network.model_dump(), encoder="variational")
     coefficients = generator.coefficients.fit(to_unit(patches.cpu()))
     discriminator = Discriminator(coefficients.scale.clone(), settings)
     generator.to(patches.device), discriminator.to(patches.device)

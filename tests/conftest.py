@@ -73,7 +73,7 @@ def tiny(values: dict) -> dict:
         "max_patches": 300,
     }
     values["network"] |= {"latent_size": 3, "hidden": [8]}
-    for name in ("train_ae", "train_vae", "train_gan"):
+    for name in ("train_ae", "train_vae", "train_svae", "train_gan"):
         values[name] |= {"steps": 3, "batch_size": 16}
     values["train_gan"]["chapter_steps"] = values["train_vae"]["chapter_steps"] = 2
     values["sample"]["count"] = 20

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import needs_gpu
-from test_training import NETWORK, vae_settings
+from test_training import NETWORK, svae_settings
 
 import genprior
 from examples.operators import PhaselessFourier, Saturation
@@ -14,7 +14,7 @@ from genprior.energies import energy_of
 from genprior.networks import PriorNetwork
 from genprior.views import Prior
 from pipeline.problems import build_operator
-from stages import train_vae
+from stages import train_svae
 
 pytestmark = needs_gpu
 LINEAR = ("denoise", "inpaint", "blur", "super_resolution", "cs_25")
@@ -61,12 +61,12 @@ def test_energies_and_their_derivatives(network, params, name, confined, sigma):
 
 @pytest.mark.parametrize("noise", ["dct", "modulated"])
 def test_training_and_inversion_give_the_same_bytes_again(patches, params, noise):
-    settings, elbos, results = vae_settings(steps=60, batch_size=64, noise=noise), [], []
+    settings, elbos, results = svae_settings(steps=60, batch_size=64, noise=noise), [], []
     operator = build_operator(params.problems["cs_25"], (8, 8), torch.Generator().manual_seed(0))
     for device in (*DEVICES, DEVICES[1]):
         torch.manual_seed(0)
         data = patches.to(device)
-        network, curve = train_vae.train(data, data, NETWORK, settings, 0)
+        network, curve = train_svae.train(data, data, NETWORK, settings, 0)
         elbos.append(curve.validation_elbo.iloc[-1])
         prior, moved = on(device, torch.float32, network, operator)
         restored = genprior.restore(prior, moved, moved.A(data[:20] / 255), 0.01)

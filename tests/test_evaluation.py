@@ -13,11 +13,11 @@ from genprior.inversion import CONVERGED
 from genprior.operators import Identity, gaussian_sensing
 from genprior.plan import Plan
 from genprior.views import Prior
-from pipeline import evaluation
-from pipeline.params import Evaluate, Network, TrainVAE
+from pipeline import evaluation, vae
+from pipeline.params import Evaluate, Network, TrainSVAE
 from pipeline.patches import to_unit
 from pipeline.problems import pose, reconstruction_measures
-from stages import train_vae
+from stages import train_svae
 
 SETTINGS = Evaluate(
     patches=32,
@@ -36,10 +36,8 @@ SETTINGS = Evaluate(
 def trained(patches):
     torch.manual_seed(0)
     network = Network(latent_size=4, hidden=[32], activation="silu")
-    settings = TrainVAE(
-        steps=300, batch_size=128, lr=0.005, noise="dct", sigma=0.1, objective="elbo", beta=1.0, chapter_steps=1
-    )
-    return train_vae.train(patches, patches, network, settings, 0)[0]
+    settings = TrainSVAE(steps=300, batch_size=128, lr=0.005, noise="dct")
+    return train_svae.train(patches, patches, network, settings, 0)[0]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +95,7 @@ def test_credible_intervals_on_truths_from_the_prior(prior, params):
 
 def test_log_prob_is_no_less_than_the_elbo(prior, trained, x):
     noisy = x + (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) - 0.5) / 255
-    terms = [train_vae.measure(trained, noisy, seed) for seed in range(50)]
+    terms = [vae.measure(trained, noisy, seed) for seed in range(50)]
     elbo = torch.stack([t["log_likelihood"] - t["kl"] for t in terms]).mean().item() / 64
     found = evaluation.log_likelihood(prior, noisy, SETTINGS, 0)
     assert elbo - 3 * found["monte_carlo_error"] < found["log_likelihood"] < elbo + 0.5

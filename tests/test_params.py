@@ -42,7 +42,7 @@ BAD = [
     ("train_vae.beta", float("nan"), "train_vae.beta = nan"),
     ("train_ae.learning_rate", 0.1, "train_ae.learning_rate is not a parameter"),
     ("sample.a\nb", 1, "sample.a\\nb is not a parameter"),
-    ("train_vae.objective", "chapter", "train_vae.noise = 'modulated'"),
+    ("train_vae.objective", "chapter", "train_vae.noise = 'learned'"),
     ("device", "tpu", "device = 'tpu': input should be 'cpu', 'cuda' or 'auto'"),
     ("network.latent_size", 257, "a patch has 256 pixels"),
     ("extract_patches.patch_size", [64, 128], "extract_patches.patch_size = [64, 128] has 8192 pixels, not 4096"),

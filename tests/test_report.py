@@ -20,11 +20,11 @@ from PIL import Image
 
 from pipeline import page, tables
 from pipeline.files import write_array, write_csv, write_metrics
+from pipeline.params import PRIORS as NAMES
 from pipeline.params import Params
 from pipeline.run import run
 from stages import report
 
-NAMES = {"ae": "autoencoder", "vae": "VAE", "gan": "GAN"}
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
 CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "tikhonov", "tv"]
@@ -48,8 +48,10 @@ def metrics_keys(problems: list[str], counts: list[str]) -> list[tuple[str, ...]
         *product(["sample"], NAMES, ["range", "relaxed"], [*SAMPLES, "distance_to_train"]),
         *product(["sample"], NAMES, ["relaxed"], ["active_codes", "kl_nats"]),
         *product(["sample"], ["floor"], SAMPLES),
-        *product(["train_ae", "train_gan"], ["residual_log_likelihood", "residual_log_likelihood_constant"]),
-        *product(["train_vae"], TRAINED),
+        *product(
+            ["train_ae", "train_vae", "train_gan"], ["residual_log_likelihood", "residual_log_likelihood_constant"]
+        ),
+        *product(["train_vae", "train_svae"], TRAINED),
         *product(["train_vae"], ["chapter"], TRAINED),
         *product(["patches"], ["train", "test"], ["patches", "photographs"]),
         *[("chapter", "vae", "epoch_001", "kl"), ("chapter", "elbo", "kl")],

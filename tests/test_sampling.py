@@ -34,9 +34,9 @@ from genprior.sampling import (
     smc,
 )
 from genprior.views import Prior, load
-from pipeline.params import Network, TrainVAE
+from pipeline.params import PRIORS, Network, TrainSVAE
 from pipeline.problems import build_operator
-from stages import train_vae
+from stages import train_svae
 
 K = 3
 
@@ -390,10 +390,8 @@ def test_calibration_by_simulation(draw, forced, problems, samples, thin):
 
 def test_calibration_of_a_trained_decoder(patches):
     torch.manual_seed(0)
-    settings = TrainVAE(
-        steps=400, batch_size=128, lr=0.005, noise="modulated", sigma=0.1, objective="elbo", beta=1.0, chapter_steps=1
-    )
-    prior, _ = train_vae.train(patches, patches, Network(latent_size=4, hidden=[32], activation="silu"), settings, 0)
+    settings = TrainSVAE(steps=400, batch_size=128, lr=0.005, noise="modulated")
+    prior, _ = train_svae.train(patches, patches, Network(latent_size=4, hidden=[32], activation="silu"), settings, 0)
     prior.requires_grad_(False)
     draw = torch.Generator().manual_seed(0)
     operator = gaussian_sensing((8, 8), 12, draw)
@@ -404,7 +402,7 @@ def test_calibration_of_a_trained_decoder(patches):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [(name, problem) for name in ("ae", "vae", "gan") for problem in ("denoise", "cs_10", "cs_50")],
+    [(name, problem) for name in PRIORS for problem in ("denoise", "cs_10", "cs_50")],
 )
 def test_calibration_of_the_pipelines_priors(params, name, problem):
     """At length, on what `make repro` trained; on a GPU where there is one."""

@@ -16,11 +16,20 @@ from genprior.networks import PriorNetwork
 from pipeline.classical import fit_gaussian_prior
 from pipeline.losses import elbo_terms
 from pipeline.measures import squared_mmd
-from pipeline.params import CompressedSensing, Network, Residual, TrainDiscriminative, TrainGAN, Training, TrainVAE
+from pipeline.params import (
+    CompressedSensing,
+    Network,
+    Residual,
+    TrainDiscriminative,
+    TrainGAN,
+    Training,
+    TrainSVAE,
+    TrainVAE,
+)
 from pipeline.patches import draw_batch, draw_patches, to_unit
 from pipeline.problems import pose
 from pipeline.training import check_residual, descend, fit_residual, kl_weight
-from stages import train_ae, train_discriminative, train_gan, train_vae
+from stages import train_ae, train_discriminative, train_gan, train_svae, train_vae
 
 NETWORK = Network(latent_size=4, hidden=[32], activation="silu")
 
@@ -32,8 +41,12 @@ def _one_thread(_torch_as_the_stages_set_it):
 
 
 def vae_settings(**changed):
-    values = {"steps": 150, "batch_size": 128, "lr": 0.003, "noise": "dct", "sigma": 0.1, "chapter_steps": 1}
+    values = {"steps": 150, "batch_size": 128, "lr": 0.003, "noise": "learned", "sigma": 0.1, "chapter_steps": 1}
     return TrainVAE(**(values | {"objective": "elbo", "beta": 1.0} | changed))
+
+
+def svae_settings(**changed):
+    return TrainSVAE(**({"steps": 150, "batch_size": 128, "lr": 0.003, "noise": "dct"} | changed))
 
 
 def gan_settings(**changed):
@@ -57,7 +70,7 @@ def trained(patches):
 
 def fresh(trained):
     """A copy of the trained autoencoder, and a new variational encoder."""
-    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), noise="dct", encoder="plain")
+    prior = PriorNetwork((8, 8), **NETWORK.model_dump(), encoder="plain")
     prior.load_state_dict(trained[0].state_dict())
     torch.manual_seed(0)
     return prior, Encoder(prior.coefficients, **NETWORK.model_dump(), variational=True)
@@ -93,10 +106,13 @@ def test_autoencoder_comes_near_pca(patches, trained):
     assert curve.validation_mse.iloc[-1] < curve.validation_mse.iloc[0]
 
 
-@pytest.mark.parametrize("noise", ["fixed", "learned", "pixel", "dct", "modulated"])
+@pytest.mark.parametrize("noise", ["fixed", "learned", "dct", "modulated"])
 def test_vae_learns(patches, noise):
-    start = 0.2 if noise == "learned" else 0.1
-    prior, curve = train_vae.train(patches, patches[:100], NETWORK, vae_settings(noise=noise, sigma=start), 0)
+    start, splits = 0.2 if noise == "learned" else 0.1, (patches, patches[:100])
+    if noise in ("fixed", "learned"):
+        prior, curve = train_vae.train(*splits, NETWORK, vae_settings(noise=noise, sigma=start), 0)
+    else:
+        prior, curve = train_svae.train(*splits, NETWORK, svae_settings(noise=noise), 0)
     assert curve.validation_elbo.iloc[-1] > curve.validation_elbo.iloc[0] + 0.3
     sigma = prior.moments(torch.zeros(1, 4))[1].sqrt()
     if noise == "fixed":
@@ -157,7 +173,8 @@ def test_residual_model_learns_what_the_decoder_leaves_out(patches, trained):
     curve = fit_residual(prior, encoder, patches, residual_settings(steps=300), 0)
     assert curve.elbo.iloc[-1] > curve.elbo.iloc[0] + 0.3
     before, after = trained[0].decoder.state_dict(), prior.decoder.state_dict()
-    assert {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])} == {"log_variance"}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {name.split(".")[0] for name in after.keys() - before.keys()} == {"log_variance"}
 
     x = draw_batch(patches, None, torch.Generator().manual_seed(1))
     mean, variance = prior.moments(encoder(x)[0])
@@ -189,7 +206,7 @@ def test_the_weight_of_codes_decides_between_the_elbo_and_their_own_density(patc
 
 def test_residual_check_tells_variances_that_follow_the_patch_from_one_covariance(patches):
     """Against scipy's densities, and with v(z) made worse by hand."""
-    prior, _ = train_vae.train(patches, patches[:100], NETWORK, vae_settings(steps=300), 0)
+    prior, _ = train_svae.train(patches, patches[:100], NETWORK, svae_settings(steps=300), 0)
     x, y = to_unit(patches[:300]), to_unit(patches[300:])
     found = check_residual(prior, prior.encoder, x, y)
     residuals = [p.flatten(1) - prior.decode(prior.encode(p)).flatten(1) for p in (x, y)]

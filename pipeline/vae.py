@@ -1,0 +1,76 @@
+"""The training of a VAE: of the chapter's, in `train_vae`, and of one with a Σ(z) of its own, in `train_svae`."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from genprior.images import psnr_db
+from genprior.networks import PriorNetwork
+from pipeline.checkpoints import Checkpoint, resumable
+from pipeline.losses import elbo_terms
+from pipeline.params import Training
+from pipeline.patches import draw_batch
+from pipeline.training import cosine_adam, descend, logged
+
+Terms = dict[str, Tensor]  # of `elbo_terms`
+
+
+def train(
+    prior: PriorNetwork,
+    loss_of: Callable[[Terms], Tensor],
+    patches: tuple[Tensor, Tensor],
+    settings: Training,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """Train encoder and decoder on uint8 patches (N, 1, h, w), to train on and to validate; returns the curve.
+
+    loss_of: what is minimised, a scalar, of the ELBO's terms of a batch.
+    """
+    known, validation = patches
+    n, k = known[0].numel(), prior.latent_size
+    optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
+    generator = torch.Generator().manual_seed(seed)
+    x_validation = draw_batch(validation, 2048, torch.Generator().manual_seed(seed))
+
+    rows = []
+    state = [prior, optimizer, schedule, generator]
+    for step in (bar := resumable(settings.steps, "VAE", checkpoint, state, rows)):
+        x = draw_batch(known, settings.batch_size, generator)
+        terms = elbo_terms(prior, prior.encoder, x, torch.randn(len(x), k, generator=generator).to(x.device))
+        descend(loss_of(terms), prior, optimizer, schedule)
+        if logged(step, settings.steps):
+            rows.append({"step": step + 1, **summary("train", terms, n)})
+            rows[-1] |= summary("validation", measure(prior, x_validation, seed), n)
+            bar.set_postfix(elbo=f"{rows[-1]['train_elbo']:.3f}")
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def measure(prior: PriorNetwork, x: Tensor, seed: int) -> Terms:
+    """The ELBO's terms with one latent draw, the same for every call with this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return elbo_terms(prior, prior.encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
+
+
+def summary(split: str, terms: Terms, n: int) -> dict[str, float]:
+    """Means of the terms as the curve shows them; the ELBO in nats per pixel, the KL in nats per patch."""
+    return {
+        f"{split}_elbo": (terms["log_likelihood"] - terms["kl"]).mean().item() / n,
+        f"{split}_kl": terms["kl"].mean().item(),
+        f"{split}_mse": terms["squared_error"].mean().item() / n,
+    }
+
+
+@torch.no_grad()
+def held_out(prior: PriorNetwork, x: Tensor, seed: int) -> dict[str, float]:
+    """The ELBO's terms on patches (N, 1, h, w), the codes in use, and the PSNR of G(E(x))."""
+    mean, _ = prior.encoder(x)
+    return {
+        **summary("test", measure(prior, x, seed), x[0].numel()),
+        # A latent unit is active when its posterior mean moves with the patch (Burda et al. 2016, section 5.2).
+        "active_units": int((mean.var(0) > 0.01).sum()),
+        "test_psnr_db": psnr_db((prior.decode(prior.encode(x)) - x).square().mean()),
+    }

@@ -24,7 +24,7 @@ from genprior.inversion import Modes, adam, lbfgs, lowest_draws, search, startin
 from genprior.streams import stream
 from genprior.views import Prior, Range, load
 from pipeline.files import write_text
-from pipeline.params import load_params
+from pipeline.params import PRIORS, load_params
 from pipeline.patches import draw_patches, load_patches
 from pipeline.problems import pose
 from pipeline.run import set_up
@@ -119,7 +119,7 @@ def main() -> None:
     device = set_up(params)
     x = draw_patches(load_patches("data/patches/test.npy", device), patches, params.seed)
     tables = []
-    for name in ("ae", "vae", "gan"):
+    for name in PRIORS:
         prior = load(f"data/models/{name}.safetensors", device)
         for problem in pose({name: params.problems[name] for name in PROBLEMS}, x, params.seed):
             print(f"{name}, {problem.name}")

@@ -1,4 +1,4 @@
-"""Learned priors for imaging inverse problems: autoencoder, VAE and GAN on one footing.
+"""Learned priors for imaging inverse problems: autoencoder, VAE, GAN and structured VAE on one footing.
 
 Notation, here and in every module:
 
@@ -10,7 +10,7 @@ Notation, here and in every module:
     λ   weight of the latent prior in  argmin_z |K G(z) - y|^2 + λ |z|^2;  λ = σ² is Bayes'
 
     >>> import genprior, torch
-    >>> prior = genprior.load("vae")
+    >>> prior = genprior.load("svae")
     >>> class EveryOtherRow:  # K; one that is not linear has no A_adjoint, and torch differentiates its A
     ...     def A(self, x): return x[:, :, ::2]
     ...     def A_adjoint(self, y): return torch.stack([y, 0 * y], 3).flatten(2, 3)

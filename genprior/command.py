@@ -164,7 +164,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
     shared = Parser(add_help=False)
     add = shared.add_argument
-    add("--prior", default="vae", help="ae, vae, gan, or the file of a prior (%(default)s)")
+    add("--prior", default="svae", help="ae, vae, gan, svae, or the file of a prior (%(default)s)")
     add("--range", action="store_true", help="confine images to the range of the decoder, as the chapter does")
     add("--seed", type=within(int, 0, 2**31), default=0, help="of all that is random (%(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")

@@ -31,8 +31,11 @@ LASSO = NAMES["lasso_dct"]
 LIKELIHOOD = ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
 
 
-def render(template: str, table: pd.DataFrame, params: Params, folder: Path) -> str:
-    """A template of this folder, page.html.j2 or index.md.j2, filled with the numbers and the pictures in `folder`."""
+def render(template: str, table: pd.DataFrame, params: Params, folder: Path, paired: dict) -> str:
+    """A template of this folder, page.html.j2 or index.md.j2, filled with numbers and the pictures in `folder`.
+
+    paired: what `pipeline.photographs.comparison` says.
+    """
     problems, counts = list(params.problems), params.crossover.measurements
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -52,7 +55,7 @@ def render(template: str, table: pd.DataFrame, params: Params, folder: Path) -> 
         floor=FLOOR,
         pictures=sorted(file.stem for file in folder.glob("*.png")),
         picture=lambda name: picture(folder / f"{name}.png"),
-        tables=tables(table, problems, counts),
+        tables=tables(table, problems, counts) | {"paired": paired},
         rankings={
             problem: dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
             for problem in problems

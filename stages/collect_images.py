@@ -1,9 +1,9 @@
-"""Photographs that scikit-image carries in its wheel, as imgs/standard/*.png."""
+"""Photographs that scikit-image and scikit-learn carry in their wheels, as imgs/standard/*.png."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
-import skimage
 from PIL import Image
 
 from genprior.files import InputError, whole_file
@@ -11,11 +11,12 @@ from pipeline.params import load_params
 from pipeline.run import run
 
 TARGET = Path("imgs/standard")
-# What is a photograph among scikit-image's data files; imgs/README.md gives the source and licence of each.
+WHEELS = {"skimage": "data", "sklearn": "datasets/images"}  # packages, and where each has its pictures
+# What is a photograph among their files; imgs/README.md gives the source and licence of each.
 PHOTOGRAPHS = (
-    *("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel"),
-    *("hubble_deep_field", "ihc", "microaneurysms", "moon", "motorcycle_left", "motorcycle_right", "page", "retina"),
-    *("rocket", "text"),
+    *("astronaut", "brick", "camera", "cell", "chelsea", "china", "clock_motion", "coffee", "coins", "flower", "grass"),
+    *("gravel", "hubble_deep_field", "ihc", "microaneurysms", "moon", "motorcycle_left", "motorcycle_right", "page"),
+    *("retina", "rocket", "text"),
 )
 
 
@@ -30,7 +31,8 @@ def collect(names: list[str], target: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         for name in names:
-            (source,) = Path(skimage.data_dir).glob(f"{name}.[jp][pn]g")  # either
+            folders = (Path(find_spec(wheel).origin).parent / inside for wheel, inside in WHEELS.items())
+            (source,) = (file for folder in folders for file in folder.glob(f"{name}.[jp][pn]g"))
             with Image.open(source) as image, whole_file(part / f"{name}.png") as file:
                 image.save(file)
         shutil.rmtree(target, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""Photographs to patches: data/patches/{train,validation,test}.npy, uint8, one array (N, height, width) each."""
+"""Photographs to patches: data/patches/{train,validation,test}.npy, uint8, one array (N, height, width) each.
+
+data/patches/test_photographs.npy says which of extract_patches.test each test patch is from.
+"""
 
 import hashlib
 
@@ -36,8 +39,9 @@ def prepare(file: str, settings: ExtractPatches) -> np.ndarray:
 def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
     """The patches of every split, uint8 (N, h, w), at most `max_patches` of each, drawn with the seed.
 
-    Only training patches get mirrored and transposed copies. Raises InputError for a photograph that cannot be used,
-    and for two files that hold the same picture.
+    Beside them `test_photographs`: which of settings.test each test patch is from, (N,). Only training patches get
+    mirrored and transposed copies. Raises InputError for a photograph that cannot be used, and for two files that hold
+    the same picture.
     """
     patches, seen = {}, {}
     for number, split in enumerate(SPLITS):
@@ -52,13 +56,15 @@ def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
         found = np.concatenate(parts)
         if split == "train" and settings.symmetries:
             found = images.symmetries(found)
+        kept = np.arange(len(found))
         if len(found) > settings.max_patches:
             draw = np.random.default_rng([seed, number])
-            found = found[np.sort(draw.choice(len(found), settings.max_patches, replace=False))]
-        if split == "train" and len(found) < 2:
+            kept = np.sort(draw.choice(len(found), settings.max_patches, replace=False))
+        if split == "train" and len(kept) < 2:
             raise InputError("extract_patches.train gives one patch; a smaller stride or another photograph gives more")
-        patches[split] = np.ascontiguousarray(found)
-    return patches
+        patches[split] = found[kept]
+    photographs = np.repeat(np.arange(len(parts)), [len(part) for part in parts])  # the last split is the test's
+    return {**patches, "test_photographs": photographs[kept]}
 
 
 def main() -> None:
@@ -66,8 +72,10 @@ def main() -> None:
     settings = params.extract_patches
     patches = extract(settings, params.seed)
     summary = {}
-    for split, array in patches.items():
-        write_array(f"data/patches/{split}.npy", array)
+    for name, array in patches.items():
+        write_array(f"data/patches/{name}.npy", array)
+    for split in SPLITS:
+        array = patches[split]
         summary[split] = {
             "photographs": len(getattr(settings, split)),
             "patches": len(array),

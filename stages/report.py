@@ -12,6 +12,7 @@ from pipeline import page, pictures
 from pipeline.files import read_array, write_csv, write_text
 from pipeline.params import Params, load_params
 from pipeline.patches import draw_patches, load_patches
+from pipeline.photographs import comparison
 from pipeline.run import run
 from pipeline.tables import NAMES, PRIORS, check_table, crossover, label, read_curve, read_table, wide, with_prior
 
@@ -114,8 +115,9 @@ def main() -> None:
         pictures.curve_figure(TARGET / f"{name}.png", panels, shared=name != "curves")
     draw_errors(table, x, params)
     write_csv(TARGET / "table.csv", table)
-    write_text(TARGET / "README.md", page.render("index.md.j2", table, params, TARGET))
-    write_text("data/report.html", page.render("page.html.j2", table, params, TARGET))
+    paired = comparison(x, estimates, problems, params.seed)
+    for file, template in ((TARGET / "README.md", "index.md.j2"), ("data/report.html", "page.html.j2")):
+        write_text(file, page.render(template, table, params, TARGET, paired))
 
 
 if __name__ == "__main__":

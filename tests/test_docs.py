@@ -97,7 +97,7 @@ def test_python_example_runs(tmp_path, monkeypatch):
     save_network(PriorNetwork((6, 6), 3, [8], "silu", "modulated"), file)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(code.replace('load("vae")', f"load({str(file)!r})"), names := {})
+    exec(code.replace('load("svae")', f"load({str(file)!r})"), names := {})
     assert names["found"].x.shape == names["confined"].x.shape == (4, 1, 6, 6)
     assert names["post"].x.shape == (4, 200, 1, 6, 6)
     assert (names["low"] < names["high"]).all()

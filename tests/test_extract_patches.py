@@ -96,3 +96,16 @@ def test_every_photograph_has_its_source_and_licence():
     table = (ROOT / "imgs/README.md").read_text()
     named = {name for line in table.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(", ")}
     assert set(collect_images.PHOTOGRAPHS) <= {name.strip() for name in named}
+
+
+def test_each_test_patch_knows_its_photograph(settings, tmp_path):
+    """Photographs of one grey each, so that a patch's grey says where it is from."""
+    files = []
+    for number, grey in enumerate((10, 20, 30)):
+        files.append(str(tmp_path / f"grey_{number}.png"))
+        picture = np.full((48, 48 + 8 * number), grey, dtype=np.uint8)
+        picture[0, 0] = 0
+        Image.fromarray(picture).save(files[-1])
+    found = extract_patches.extract(settings(test=files, max_patches=20), 0)
+    np.testing.assert_array_equal(found["test"].max((1, 2)), 10 * (found["test_photographs"] + 1))
+    assert len(found["test"]) == 20

@@ -32,7 +32,7 @@ def installed(tmp_path_factory):
     make = ("make", "--silent", "--old-file=.venv/ready", "wheel")
     assert "make repro" in call(*make, cwd=checkout, code=2)
     torch.manual_seed(0)
-    for name in {"vae", *re.findall(r'genprior\.load\("(\w+)"', "".join(README))}:
+    for name in {"svae", *re.findall(r'genprior\.load\("(\w+)"', "".join(README))}:
         save_network(PriorNetwork((8, 8), 3, [8], "silu", "modulated"), checkout / f"data/models/{name}.safetensors")
     before = sorted((checkout / "genprior").rglob("*"))
     call(*make, cwd=checkout)

@@ -70,7 +70,7 @@ class GaussianBlur(nn.Module):
         # The blur of each axis as a matrix: its transpose is the adjoint, borders included.
         for name, side in zip(("rows", "columns"), shape, strict=True):
             matrix = gaussian_filter1d(torch.eye(side, dtype=torch.float64).numpy(), width, axis=0, mode="reflect")
-            self.register_buffer(name, torch.from_numpy(matrix).to(torch.get_default_dtype()))
+            self.register_buffer(name, torch.from_numpy(matrix))  # float64: small σ asks for what float32 rounds off
 
     @property
     def axes(self) -> tuple[Tensor, Tensor]:
@@ -78,10 +78,10 @@ class GaussianBlur(nn.Module):
         return self.rows, self.columns
 
     def A(self, x: Tensor) -> Tensor:
-        return self.rows @ x @ self.columns.T
+        return self.rows.to(x) @ x @ self.columns.to(x).T
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.T @ y @ self.columns
+        return self.rows.to(y).T @ y @ self.columns.to(y)
 
 
 class Downsampling(nn.Module):

@@ -149,11 +149,11 @@ def energy_of(view: object, operator: object, y: object, sigma: float, latent_we
 
     latent_weight: λ of ‖K G(z) - y‖² + λ ‖z‖², None for Bayes' σ². What K and the prior state of themselves picks the
     structure of S: `view.covariance`, `view.basis_kind`, `operator.orthogonal_in` and `operator.axes`. In float64 where
-    a linear K and σ would make float32 lose more than 0.01 nats. InputError as of `genprior.problem.stated`.
+    float32 would lose 0.01 nats, K is linear and the view has `in_double`. InputError as of `genprior.problem.stated`.
     """
     problem = stated(view, operator, y, sigma)
     precision = 1.0 if latent_weight is None else latent_weight / problem.sigma**2
-    rounded = problem.matrix is not None and problem.matrix.dtype == torch.float32
+    rounded = problem.matrix is not None and problem.matrix.dtype == torch.float32 and hasattr(view, "in_double")
     if rounded and _lost_in_float32(view, problem, precision) > MOST_LOST:
         view, problem = view.in_double(), problem.in_double()
     return _energy(view, problem, precision)
@@ -201,8 +201,8 @@ def _lost_in_float32(view: object, problem: Problem, precision: float) -> float:
 
     A range is taken to miss images by 0.04 in each pixel, 28 dB: what it loses goes with that.
     """
-    draw, exact, size = stream(0, "float32"), view.in_double(), max(problem.matrix.shape)
-    z = torch.randn(max(4, min(64, 2**22 // size**2)), view.latent_size, generator=draw).to(problem.matrix)
+    draw, exact, count = stream(0, "float32"), view.in_double(), 2**22 // len(problem.matrix) ** 2
+    z = torch.randn(max(4, min(512, count)), view.latent_size, generator=draw).to(problem.matrix)
     c, *spread = exact.moments(z.double())
     own = standard_normal(c, draw) * (spread[0].sqrt() if spread else 0.04)
     scales = spread[1] @ exact.scale_fields if len(spread) > 1 else 1.0

@@ -1,9 +1,9 @@
 """Forward operators K: what one offers, and five kinds.
 
 An operator has `A(x)`: patches (N, 1, h, w) -> y (N, ...), and, where it is linear, `A_adjoint(y)`: y -> (N, 1, h, w),
-with the same K for the whole batch; `genprior.problem` checks it. deepinv's physics have this interface. An operator may state what makes S cheaper:
-`orthogonal_in`, the bases U ("dct", "pixel") in which the columns of K U are orthogonal, and `axes`, K_h (h, h) and
-K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
+with the same K for the whole batch, as `genprior.problem` checks. deepinv's physics have this interface. An operator
+may state what makes S cheaper: `orthogonal_in`, the bases U ("dct", "pixel") in which the columns of K U are
+orthogonal, and `axes`, K_h (h, h) and K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
 """
 
 from typing import Protocol

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genprior.batches import standard_normal
 from genprior.files import InputError, nonnegative
 from genprior.operators import as_matrix
 
@@ -65,7 +66,7 @@ def stated(view: object, operator: object, y: object, sigma: object) -> Problem:
         rows = rows_of(operator.A(x)).to(basis)
         return rows if offset is None else rows - offset
 
-    rows = torch.cat([_real_rows(part.to(basis.device)) for part in parts], 1)
+    rows = torch.cat([_real(part.to(basis.device)).flatten(1) for part in parts], 1)
     rows = rows.to(torch.promote_types(rows.dtype, basis.dtype), copy=True)  # the caller may change y
     problem = Problem(A, rows if offset is None else rows - offset, sigma, None, (), None)
     if not linear:
@@ -104,19 +105,18 @@ def parts_of(measured: object) -> list[Tensor]:
 
 def rows_of(measured: object) -> Tensor:
     """What operators measure, (N, ...), as rows of real numbers: (N, m)."""
-    parts = [_real_rows(part) for part in parts_of(measured)]
+    parts = [_real(part).flatten(1) for part in parts_of(measured)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def noise_like(part: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers like a tensor, of a complex one in each part, drawn on the CPU."""
-    shape = torch.view_as_real(part).shape if part.is_complex() else part.shape
-    noise = torch.randn(shape, generator=generator, dtype=part.real.dtype).to(part.device)
+    """Standard normal numbers like a tensor, of a complex one in each part."""
+    noise = standard_normal(_real(part), generator)
     return torch.view_as_complex(noise) if part.is_complex() else noise
 
 
-def _real_rows(part: Tensor) -> Tensor:
-    return (torch.view_as_real(part.resolve_conj()) if part.is_complex() else part).flatten(1)
+def _real(part: Tensor) -> Tensor:
+    return torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
 
 
 @contextmanager

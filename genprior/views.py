@@ -71,10 +71,10 @@ class View:
         return type(self)(self.network.in_double())
 
     def own(self, z: Tensor) -> Tensor:
-        """Codes as a plain tensor; InputError for those of the other view."""
+        """Codes as a plain tensor, in the network's precision; InputError for those of the other view."""
         if isinstance(z, Code) and type(z) is not self.code:
             raise InputError(f"a code of {z.view} was given where one of {self.code.view} is right; encode the image")
-        return z.as_subclass(Tensor) if isinstance(z, Code) else z
+        return (z.as_subclass(Tensor) if isinstance(z, Code) else z).to(self.network.code_mean.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean image of each code, E[x | z]: (..., k) -> (..., 1, h, w)."""

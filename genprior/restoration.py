@@ -199,7 +199,7 @@ def _begun(
     view: object, operator: object, y: object, sigma: float, latent_weight: float | None, plan: Plan, seed: int
 ) -> tuple[Energy, Tensor]:
     """The energy of measurements, and at least `POSTERIOR_STARTS` starts of its searches (S, N, k)."""
-    if latent_weight is not None and nonnegative("latent_weight", latent_weight) >= 0 == sigma:
+    if latent_weight is not None and nonnegative("latent_weight", latent_weight) >= 0 == nonnegative("sigma", sigma):
         raise InputError(f"latent_weight = {latent_weight}: with sigma above 0 it would be right")
     energy = energy_of(view, operator, y, sigma, latent_weight)
     most = max(plan.starts, POSTERIOR_STARTS)

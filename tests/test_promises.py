@@ -118,8 +118,13 @@ def test_measurements_that_fit_nothing(view, y, said):
 def test_no_standard_deviation(view, sigma):
     y = torch.ones(3, 1, *SHAPE)
     assert line(view, Identity(), y, sigma).startswith("sigma = ")
-    with pytest.raises(InputError, match="sigma = "):
-        genprior.measure(Identity(), y, sigma)
+    for refused in (
+        lambda: genprior.measure(Identity(), y, sigma),
+        lambda: genprior.restore(view, Identity(), y, sigma, latent_weight=0.1),
+        lambda: genprior.restore(view, Identity(), y, 0.1, latent_weight=sigma if sigma is not None else "none"),
+    ):
+        with pytest.raises(InputError, match=r"(sigma|latent_weight) = "):
+            refused()
 
 
 def test_what_numpy_and_other_precisions_have_to_say_is_taken(view):

@@ -127,7 +127,7 @@ def main() -> None:
             energies = {"range": energy_of(prior.range, *measured), "relaxed": energy_of(prior, *measured)}
             starts = starting_codes(energies["range"], Range.plan, prior.latent_size, stream(params.seed, "starts"))
             for constraint, energy in energies.items():
-                found = compare(constraint, energy, starts, steps[constraint])
+                found = compare(constraint, energy, starts.to(energy.y), steps[constraint])
                 tables.append(found.assign(prior=name, problem=problem.name))
     if not quick:
         write_results(pd.concat(tables).sort_values("constraint", kind="stable"))

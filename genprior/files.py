@@ -1,8 +1,11 @@
 """Errors in one line, and files that are written whole or not at all."""
 
+import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from numbers import Real
+from operator import index
 from pathlib import Path
 
 
@@ -12,6 +15,24 @@ class InputError(ValueError):
     def __str__(self) -> str:
         # Names of files and keys are the user's, and may hold anything.
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
+
+def whole_number(name: str, value: object, least: int = 1, most: int = 10**9) -> int:
+    """A count, of NumPy and torch too, as an int; InputError where it is none of `least` to `most`."""
+    with suppress(TypeError):
+        if not isinstance(value, bool) and least <= (number := index(value)) <= most:
+            return number
+    shown = " ".join(str(value).split())[:100]
+    raise InputError(f"{name} = {shown}: a whole number from {least} to {most} would be right")
+
+
+def nonnegative(name: str, value: object) -> float:
+    """A finite number of at least 0, of NumPy and torch too, as a float; InputError where it is none."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(number, bool) or not isinstance(number, Real) or not 0 <= number < math.inf:
+        shown = " ".join(str(value).split())[:100]
+        raise InputError(f"{name} = {shown}: a finite number of at least 0 would be right")
+    return float(number)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """PriorNetwork: what every trained model is handed on as, and its file."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -103,6 +104,12 @@ class PriorNetwork(nn.Module):
     def is_variational(self) -> bool:
         """Whether its encoder gives q(z | x): mean and log-variance of z."""
         return self.config["encoder"] == "variational"
+
+    def in_double(self) -> "PriorNetwork":
+        """A copy in float64, its DCT computed in it."""
+        network = copy.deepcopy(self).double()
+        network.coefficients.basis = torch.from_numpy(dct_basis(*self.shape)).to(self.code_mean.device)
+        return network
 
     def code(self, z: Tensor) -> Tensor:
         """The network's code of a standard normal latent: (N, k) -> (N, k)."""

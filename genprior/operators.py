@@ -1,9 +1,9 @@
 """Forward operators K: what one offers, and five kinds.
 
 An operator has `A(x)`: patches (N, 1, h, w) -> y (N, ...), and, where it is linear, `A_adjoint(y)`: y -> (N, 1, h, w),
-with the same K for the whole batch. deepinv's physics have this interface. An operator may state what makes S cheaper:
-`orthogonal_in`, the bases U ("dct", "pixel") in which the columns of K U are orthogonal, and `axes`, K_h (h, h) and
-K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
+with the same K for the whole batch, as `genprior.problem` checks. deepinv's physics have this interface. An operator
+may state what makes S cheaper: `orthogonal_in`, the bases U ("dct", "pixel") in which the columns of K U are
+orthogonal, and `axes`, K_h (h, h) and K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
 """
 
 from typing import Protocol
@@ -70,7 +70,7 @@ class GaussianBlur(nn.Module):
         # The blur of each axis as a matrix: its transpose is the adjoint, borders included.
         for name, side in zip(("rows", "columns"), shape, strict=True):
             matrix = gaussian_filter1d(torch.eye(side, dtype=torch.float64).numpy(), width, axis=0, mode="reflect")
-            self.register_buffer(name, torch.from_numpy(matrix).to(torch.get_default_dtype()))
+            self.register_buffer(name, torch.from_numpy(matrix))  # float64: small σ asks for what float32 rounds off
 
     @property
     def axes(self) -> tuple[Tensor, Tensor]:
@@ -78,10 +78,10 @@ class GaussianBlur(nn.Module):
         return self.rows, self.columns
 
     def A(self, x: Tensor) -> Tensor:
-        return self.rows @ x @ self.columns.T
+        return self.rows.to(x) @ x @ self.columns.to(x).T
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.T @ y @ self.columns
+        return self.rows.to(y).T @ y @ self.columns.to(y)
 
 
 class Downsampling(nn.Module):

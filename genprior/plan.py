@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from genprior.files import InputError
+from genprior.files import InputError, whole_number
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,7 @@ class Plan:
     dominant: bool = False
 
     def __post_init__(self):
-        if self.starts < 1 or self.iterations < 0 or self.pool < 0:
-            raise InputError(f"{self}: starts of at least 1, iterations and pool of at least 0 would be right")
+        for name, least in {"starts": 1, "iterations": 1, "pool": 0, "halve_every": 0}.items():
+            whole_number(name, getattr(self, name), least)
+        if 0 < self.pool < self.starts:
+            raise InputError(f"pool = {self.pool}: at least the {self.starts} starts, or 0, would be right")

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from genprior.batches import by_parts
 from genprior.energies import Energy, Rows, energy_of
-from genprior.files import InputError
+from genprior.files import InputError, nonnegative, whole_number
 from genprior.inversion import Modes, search, starting_codes
 from genprior.plan import Plan
+from genprior.problem import each, noise_like, refused
 from genprior.sampling import (
     Mixture,
     Samples,
@@ -30,11 +31,16 @@ POSTERIOR_STARTS = 4  # searches for a posterior's modes
 DRAWN_TOGETHER = 256  # images of samples, which bounds memory
 
 
-def measure(operator: object, x: Tensor, sigma: float, seed: int | torch.Generator = 0) -> Tensor:
-    """y = K x + e, e ~ N(0, σ² I), of images x (N, 1, h, w) in [0, 1]: (N, ...), in the units of K x."""
-    clean = operator.A(x)
-    noise = torch.randn(clean.shape, generator=generator_of(seed, "noise"), dtype=clean.dtype)
-    return clean + sigma * noise.to(clean.device)
+def measure(operator: object, x: Tensor, sigma: float, seed: int | torch.Generator = 0) -> object:
+    """y = K x + e, e ~ N(0, σ² I), of images x (N, 1, h, w) in [0, 1]: (N, ...), in the units of K x.
+
+    What is complex gets noise of σ in each part. Of a K that gives several tensors, y has the structure of A(x).
+    InputError where A fails on x, and for a sigma that is none.
+    """
+    sigma, generator = nonnegative("sigma", sigma), generator_of(seed, "noise")
+    with refused(operator, "A", x):
+        clean = operator.A(x)
+    return each(lambda part: part + sigma * noise_like(part, generator), clean)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Restored:
     @property
     def lowest(self) -> Tensor:
         """The lowest energy that a search of each problem ended at: (N,)."""
-        return self.modes.energy.min(0).values
+        return self.modes.energy.min(0).values.to(self.energy)
 
     @torch.no_grad()
     def mean(self, samples: int = 24, seed: int = 0) -> Tensor:
@@ -68,20 +74,20 @@ class Restored:
         posterior, however effective their draws look, and chance costs the mean the more: every problem is annealed,
         with up to four times as many samples.
         """
-        _check_samples(samples, self.problem)
+        samples = _as_samples(samples, self.problem)
         k, m = self.z.shape[1], self.problem.y.shape[1]
         samples *= min(4, math.ceil(2 * k / m))
         mixture = self.mixture or laplace_mixture(self.problem, self.modes)
         draw = stream(seed, "posterior mean")
-        return posterior_mean(self.problem, mixture, samples, draw, math.inf if m < 2 * k else 0.5)
+        return posterior_mean(self.problem, mixture, samples, draw, math.inf if m < 2 * k else 0.5).to(self.x)
 
     @torch.no_grad()
     def posterior(self, samples: int = 200, seed: int = 0, first: int | None = None) -> "Posterior":
         """Samples of the posterior of the `first` problems, None for all."""
-        energy, count = self.problem, len(self.z) if first is None else first
+        energy, count = self.problem, len(self.z) if first is None else whole_number("first", first)
         if count < len(self.z):
             energy = Rows(energy, torch.arange(count, device=self.z.device))
-        return _sampled(energy, self.starts[:, :count], self.plan, type(self.z), samples, seed)
+        return _sampled(energy, self.starts[:, :count], self.plan, self.z, samples, seed)
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,14 @@ class Posterior:
     """Equally weighted samples of codes and images given measurements, and what is known of them."""
 
     samples: Samples
-    code: type
+    like: Tensor  # a code of the view, of whose kind and precision all is
     problem: Energy
     seed: int
 
     @property
     def z(self) -> Tensor:
         """Codes: (N, S, k)."""
-        return self.samples.z.as_subclass(self.code)
+        return self.samples.z.to(self.like.dtype).as_subclass(type(self.like))
 
     @cached_property
     @torch.no_grad()
@@ -107,7 +113,7 @@ class Posterior:
         draw = stream(self.seed, "posterior images")
         codes = self.samples.z.flatten(0, 1)
         x = by_parts(lambda z, rows: self.problem.draw(z, rows, draw), DRAWN_TOGETHER, codes, rows)
-        return x.unflatten(0, (problems, count))
+        return x.unflatten(0, (problems, count)).to(self.like.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -126,17 +132,17 @@ class Posterior:
     @property
     def log_evidence(self) -> Tensor:
         """log p(y) in nats: (N,)."""
-        return self.samples.log_evidence
+        return self.samples.log_evidence.to(self.like.dtype)
 
     @property
     def log_evidence_error(self) -> Tensor:
         """Its standard error, which knows nothing of modes that no sample found: (N,)."""
-        return self.samples.log_evidence_error
+        return self.samples.log_evidence_error.to(self.like.dtype)
 
     @property
     def effective(self) -> Tensor:
         """Effective size of the weighed draws as a share of the samples, at most 1: (N,)."""
-        return self.samples.effective
+        return self.samples.effective.to(self.like.dtype)
 
     @property
     def status(self) -> list[str]:
@@ -148,7 +154,7 @@ class Posterior:
 def restore(
     view: object,
     operator: object,
-    y: Tensor,
+    y: object,
     sigma: float,
     latent_weight: float | None = None,
     plan: Plan | None = None,
@@ -156,6 +162,8 @@ def restore(
 ) -> Restored:
     """Restore images from measurements y (N, ...) = K x + e, e ~ N(0, σ² I), under `prior` or `prior.range`.
 
+    y has the structure of `operator.A(x)`: a tensor, or several where several instruments measure at once, each divided
+    by its own noise, in K and in y; sigma is 1 then. InputError, in one line, for a problem that is wrongly stated.
     The image of the most probable code, of those that a search finds: for a range the deepest minimum of
     ‖K G(z) - y‖² + λ‖z‖², for a prior E[x | y, z] at the posterior's dominant mode.
     latent_weight: λ, None for Bayes' σ²; plan: how to search, `view.plan` by default.
@@ -166,6 +174,7 @@ def restore(
     mixture = laplace_mixture(energy, modes) if plan.dominant else None
     z, lowest, status = modes.at(dominant(mixture) if plan.dominant else modes.deepest())
     x = by_parts(energy.estimate, energy.chunk, z, torch.arange(len(z), device=z.device))
+    x, z, lowest = (found.to(view.basis.dtype) for found in (x, z, lowest))
     return Restored(x, z.as_subclass(view.code), lowest, status, modes, starts, energy, plan, mixture)
 
 
@@ -173,7 +182,7 @@ def restore(
 def posterior(
     view: object,
     operator: object,
-    y: Tensor,
+    y: object,
     sigma: float,
     samples: int = 200,
     seed: int = 0,
@@ -182,49 +191,31 @@ def posterior(
     """Samples of the posterior of measurements y (N, ...) = K x + e, e ~ N(0, σ² I), and the evidence p(y)."""
     plan = view.plan if plan is None else plan
     energy, starts = _begun(view, operator, y, sigma, None, plan, seed)
-    return _sampled(energy, starts, plan, view.code, samples, seed)
+    like = starts[0].to(view.basis.dtype).as_subclass(view.code)
+    return _sampled(energy, starts, plan, like, samples, seed)
 
 
 def _begun(
-    view: object, operator: object, y: Tensor, sigma: float, latent_weight: float | None, plan: Plan, seed: int
+    view: object, operator: object, y: object, sigma: float, latent_weight: float | None, plan: Plan, seed: int
 ) -> tuple[Energy, Tensor]:
     """The energy of measurements, and at least `POSTERIOR_STARTS` starts of its searches (S, N, k)."""
-    y = _checked(view, operator, y, sigma)
-    if latent_weight is not None and not (sigma > 0 and 0 <= latent_weight < math.inf):
-        raise InputError(f"latent_weight = {latent_weight}: at least 0 would be right, and sigma above 0")
+    if latent_weight is not None and nonnegative("latent_weight", latent_weight) >= 0 == nonnegative("sigma", sigma):
+        raise InputError(f"latent_weight = {latent_weight}: with sigma above 0 it would be right")
     energy = energy_of(view, operator, y, sigma, latent_weight)
     most = max(plan.starts, POSTERIOR_STARTS)
     more = replace(plan, starts=most, pool=max(plan.pool, most) if plan.pool else 0)
     return energy, starting_codes(energy, more, view.latent_size, stream(seed, "starts"))
 
 
-def _sampled(energy: Energy, starts: Tensor, plan: Plan, code: type, samples: int, seed: int) -> Posterior:
+def _sampled(energy: Energy, starts: Tensor, plan: Plan, like: Tensor, samples: int, seed: int) -> Posterior:
     """Samples from the modes that searches from the first starts find, none of them dropped."""
-    _check_samples(samples, energy)
+    samples = _as_samples(samples, energy)
     modes = search(energy, starts[:POSTERIOR_STARTS], replace(plan, halve_every=0))
-    return Posterior(sample_posterior(energy, modes, samples, stream(seed, "posterior")), code, energy, seed)
+    return Posterior(sample_posterior(energy, modes, samples, stream(seed, "posterior")), like, energy, seed)
 
 
-def _checked(view: object, operator: object, y: Tensor, sigma: float) -> Tensor:
-    """Measurements in the prior's precision and on its device; InputError in one line where they fit nothing."""
-    if not hasattr(operator, "A"):
-        raise InputError(f"operator: {type(operator).__name__} has no A(x); one of genprior.operators would be right")
-    if sigma == 0 and view.covariance == "none":
-        raise InputError("sigma = 0: images confined to a range explain no measurement exactly; above 0 would be right")
-    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
-        raise InputError(f"sigma = {sigma}: a finite standard deviation, at least 0, would be right")
-    basis = view.basis
-    if not isinstance(y, Tensor) or y.ndim < 2 or not y.is_floating_point() or not y.isfinite().all():
-        raise InputError("y: a tensor (N, ...) of finite real numbers would be right")
-    expected = operator.A(torch.zeros(1, 1, *view.shape, dtype=basis.dtype, device=basis.device)).shape[1:]
-    if y.shape[1:] != expected or len(y) == 0:
-        raise InputError(f"y: {tuple(y.shape)}; ({len(y) or 'N'}, {', '.join(map(str, expected))}) would be right")
-    return y.detach().to(basis, copy=True)  # what the results go on with is not the caller's to change
-
-
-def _check_samples(samples: int, energy: Energy) -> None:
+def _as_samples(samples: int, energy: Energy) -> int:
     """InputError for no samples, and for an energy that is no posterior's."""
-    if samples < 1:
-        raise InputError(f"samples = {samples}: at least 1 would be right")
     if energy.latent_precision != 1:
         raise InputError("latent_weight: a posterior has Bayes' λ = sigma², None; restore alone takes another one")
+    return whole_number("samples", samples)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genprior.batches import by_parts, standard_normal
 from genprior.energies import Energy, Rows, energies_of_all
+from genprior.files import InputError, nonnegative
 from genprior.gaussian import LOG_2_PI
 from genprior.inversion import Modes
 
@@ -65,8 +66,11 @@ def credible_interval(samples: Tensor, level: float) -> tuple[Tensor, Tensor]:
     which a truth of their law lies with probability `level` where p (S + 1) is whole, as for S = 19 and 99, and within
     0.01 of it else; torch's own, the (1 + p (S - 1))-th, leave it out too often. Where there is none so small,
     S < 2 / (1 - level) - 1, the outermost are taken, which hold less. Hyndman & Fan 1996, definition 6.
+    InputError for another level, and for one sample.
     """
     count = samples.shape[1]
+    if not 0 < nonnegative("level", level) < 1 or count < 2:
+        raise InputError(f"level = {level} of {count} samples: above 0, below 1, and of 2 samples, would be right")
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
     low, high = samples.quantile(((tails * (count + 1) - 1) / (count - 1)).clamp(0, 1), dim=1)
     return low, high

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import genprior
-from genprior.files import InputError, find_prior
+from genprior.files import InputError, find_prior, whole_number
 from genprior.networks import PriorNetwork, load_network
 from genprior.plan import Plan
 from genprior.streams import generator_of
@@ -66,11 +66,15 @@ class View:
         """U of the coefficients Uᵀx: (n, n)."""
         return self.network.basis
 
+    def in_double(self) -> "View":
+        """The same in float64."""
+        return type(self)(self.network.in_double())
+
     def own(self, z: Tensor) -> Tensor:
-        """Codes as a plain tensor; InputError for those of the other view."""
+        """Codes as a plain tensor, in the network's precision; InputError for those of the other view."""
         if isinstance(z, Code) and type(z) is not self.code:
             raise InputError(f"a code of {z.view} was given where one of {self.code.view} is right; encode the image")
-        return z.as_subclass(Tensor) if isinstance(z, Code) else z
+        return (z.as_subclass(Tensor) if isinstance(z, Code) else z).to(self.network.code_mean.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean image of each code, E[x | z]: (..., k) -> (..., 1, h, w)."""
@@ -81,7 +85,7 @@ class View:
     def sample(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
         """Images of codes z ~ N(0, I), G(z) of a range, else x ~ N(G(T(z)), Σ(z)): (count, 1, h, w)."""
         residual = self.covariance != "none"
-        return self.network.sample(count, generator_of(seed, "sample"), residual)
+        return self.network.sample(whole_number("count", count), generator_of(seed, "sample"), residual)
 
     def encode(self, x: Tensor) -> Tensor:
         """The encoder's (mean) codes of patches in [0, 1]: (N, 1, h, w) -> (N, k); InputError without an encoder."""

@@ -20,6 +20,7 @@ import yaml
 from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
+PARAMS = Path(__file__).parent / "params.yaml"  # not the checkout's, which may be those of somebody's own run
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
 
@@ -41,13 +42,13 @@ def _torch_as_the_stages_set_it():
 
 @pytest.fixture
 def values() -> dict:
-    """The committed params.yaml as plain values, to be changed at will."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    """Parameters as plain values, to be changed at will."""
+    return yaml.safe_load(PARAMS.read_text())
 
 
 @pytest.fixture
 def params(values) -> Params:
-    """The committed params.yaml."""
+    """The same, checked."""
     return Params.model_validate(values)
 
 
@@ -62,7 +63,7 @@ def patches() -> torch.Tensor:
 
 
 def tiny(values: dict) -> dict:
-    """The committed parameters with everything as small as it goes."""
+    """Parameters with everything as small as it goes."""
     values["collect_images"]["names"] = ["camera", "coins", "rocket"]
     values["extract_patches"] |= {
         "train": ["imgs/standard/camera.png"],

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, tiny
+from conftest import PARAMS, ROOT, tiny
 from PIL import Image
 
 from pipeline import page, tables
@@ -95,7 +95,7 @@ def write_run(folder: Path, params: Params) -> None:
 def ran(tmp_path_factory):
     """A folder in which the stage `report` has run, with no data but what it reads."""
     folder = tmp_path_factory.mktemp("run")
-    values = tiny(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    values = tiny(yaml.safe_load(PARAMS.read_text()))
     values["extract_patches"] |= {"patch_size": [8, 16], "test": ["imgs/<b>&amp;.png"]}
     values["problems"] = {name: values["problems"][name] for name in ("denoise", "super_resolution", "cs_50")}
     (folder / "params.yaml").write_text(yaml.safe_dump(values))

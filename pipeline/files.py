@@ -3,16 +3,28 @@
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genprior.files import InputError, whole_file
+from genprior.files import InputError, existing, whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def photograph(file: str) -> Path:
+    """Where a photograph of params.yaml lies; InputError where DVC, which watches imgs/, would see no change of it.
+
+    DVC looks behind a link to a file, as its own cache may have them, and not behind one to a folder.
+    """
+    path = existing(file)
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath("imgs")):
+        raise InputError(f"{file}: its folder is not really under imgs/, where DVC sees changes; copy the file there")
+    return path
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:

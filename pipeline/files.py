@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 def photograph(file: str) -> Path:
     """Where a photograph of params.yaml lies; InputError where DVC, which watches imgs/, would see no change of it.
 
-    DVC looks behind a link to a file, as its own cache may have them, and not behind one to a folder.
+    DVC looks behind a link to a file, as its own cache may have them, not behind one to a folder, nor at hidden names.
     """
     path = existing(file)
-    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath("imgs")):
-        raise InputError(f"{file}: its folder is not really under imgs/, where DVC sees changes; copy the file there")
+    place = Path(os.path.relpath(os.path.realpath(path.parent), os.path.realpath("imgs")), path.name)
+    if any(name.startswith(".") for name in place.parts):
+        raise InputError(f"{file}: not in a folder really under imgs/, or hidden: DVC sees no change; copy it there")
     return path
 
 

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from genprior.command import arguments
 from genprior.networks import PriorNetwork, save_network
 
-NAMES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
+NAMES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("[!.]*.md"))]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 TARGETS = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

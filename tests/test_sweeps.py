@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import statistics
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import pytest
 import small_pipeline
 import yaml
 from conftest import ROOT
+from PIL import Image
 
 from genprior.files import InputError
-from tools import seed_table
+from tools import pr_report, seed_table
 
 
 @pytest.fixture
@@ -98,6 +100,39 @@ def test_temporary_copy_runs_the_code_of_its_own_beside_a_dirty_workspace(pipeli
     # As scripts, `python stages/join.py`, they would take the checkout on the path: why none is run so.
     commands = [stage["cmd"] for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
     assert all(command.startswith("python -m stages.") for command in commands)
+
+
+@pytest.mark.dvc
+def test_tools_in_a_folder_of_a_larger_repository_and_in_its_worktree(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "tree/course work/project"
+    small_pipeline.begin(tmp_path / "larger/course work/project")
+    shutil.rmtree(tmp_path / "larger/course work/project/.git")
+    larger = small_pipeline.runner(tmp_path / "larger")
+    for words in ("init -q -b main", "add -A", "commit -qm Begin", "worktree add -q -b topic ../tree"):
+        larger("git", *words.split())
+    run = small_pipeline.runner(folder)
+    run("dvc", "exp", "run", "-q", "-n", "one", "-S", "seed=1")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["seed_table", "--metrics", "join.noisy"])
+    seed_table.main()
+
+    (folder / "data/report").mkdir()
+    Image.new("L", (2, 2)).save(folder / "data/report/a b.png")
+    run("git", "add", "-Af", "data/report")
+    run("git", "commit", "-qam", "Go on")
+    (tmp_path / "tree/other.txt").write_text("of the larger repository")
+    run("git", "add", "../..")
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.setattr("sys.argv", ["pr_report", "main"])
+    pr_report.main()
+    printed = capsys.readouterr()
+    assert "| join.noisy | 0.5 |" in printed.out
+    assert "<summary>metrics/join.json: 1 moved</summary>" in printed.out
+    assert "![after](data/report/a%20b.png)" in printed.out
+    assert printed.err == ""
+    monkeypatch.setenv("GITHUB_REPOSITORY", "o/r")
+    address = pr_report.shown("after", "data/report/a b.png", "HEAD")
+    assert address.endswith("HEAD/course%20work/project/data/report/a%20b.png)")
 
 
 def experiment(name: str, state: str = "success") -> dict:

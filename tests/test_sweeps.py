@@ -17,6 +17,18 @@ from PIL import Image
 from genprior.files import InputError
 from tools import pr_report, seed_table
 
+(LOOP,) = re.findall(r"^until dvc queue status.*$", (ROOT / "docs/sweeps.md").read_text(), re.MULTILINE)
+
+
+def test_waiting_for_the_queue_ends_with_its_last_worker(tmp_path):
+    states = ["1 active, 0 idle", "10 active, 0 idle", "0 active, 10 idle", "0 active, 1 idle", "0 active, 0 idle", ""]
+    for name, text in {"dvc": "head -n1 states; sed -i 1d states", "sleep": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "states").write_text("\n".join(f"Worker status: {state}" for state in states))
+    small_pipeline.runner(tmp_path)("bash", "-c", f"PATH=.:$PATH; {LOOP}")
+    assert (tmp_path / "states").read_text() == "Worker status: "
+
 
 @pytest.fixture
 def pipeline(tmp_path):
@@ -39,6 +51,7 @@ def shown(run, *flags: str) -> dict[str, dict]:
 def test_grid_with_a_failure_and_the_table(pipeline, monkeypatch, capsys):
     folder, run = pipeline
     run("dvc", "exp", "run", "--queue", "-S", "left.value=2,-1")
+    run("bash", "-c", LOOP)  # as where the worker was killed: some are queued, and none works on them
     said = run("dvc", "exp", "run", "--run-all")
     assert "error: params.yaml: left.value = -1: at least 0" in said
     assert run("git", "status", "--porcelain") == ""  # nothing happened in the workspace

@@ -197,7 +197,7 @@ def test_an_experiment_changes_the_line_of_its_parameter_alone(as_dvc_writes_it)
     apply_overrides(as_dvc_writes_it, ["seed=0", "device=cpu", "train_ae.batch_size=9"])  # whatever the run had
     changes = {"seed=7919": "seed: 7919", "train_vae.beta=1e-05": "beta: 1e-05", "device=auto": "device: auto"}
     changes |= {"network.hidden.0=77": "- 77", "evaluate.range.starts=11": "starts: 11"}
-    changes |= {"train_ae.batch_size=null": "batch_size:  ", "train_ae.batch_size=7919": "batch_size: 7919"}
+    changes |= {"train_ae.batch_size=null": "batch_size:", "train_ae.batch_size=7919": "batch_size: 7919"}
     for change, written in changes.items():
         before = as_dvc_writes_it.read_text().splitlines()
         apply_overrides(as_dvc_writes_it, [change])

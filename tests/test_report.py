@@ -234,9 +234,8 @@ def test_a_missing_or_damaged_file_is_named_in_one_line(file, harm, named, ran, 
 # The long table, its pivots and the registry
 
 
-def test_committed_metrics_are_in_the_registry():
+def test_metrics_of_the_last_run_are_in_the_registry():
     table = tables.read_table(ROOT / "metrics")
-    assert len(table) > 500
     assert {name for name in table.measure if tables.measure_of(name) is None} == set()
     for measure in tables.MEASURES.values():
         assert re.fullmatch(r"(higher|lower|→ \S+|)", measure.better), measure

@@ -206,8 +206,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     """Do what the command line says; what is wrong with it or its files ends the program with one line."""
-    args = arguments(words)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
     torch.use_deterministic_algorithms(True)
     with one_line_errors("A smaller --crop or a larger --stride needs less."):
+        args = arguments(words)
         args.work(args)

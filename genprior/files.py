@@ -1,5 +1,6 @@
 """Errors in one line, and files that are written whole or not at all."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ def one_line_errors(advice: str = "") -> Iterator[None]:
     Want of memory has a class in Python and NumPy; torch's, of a CPU and of the parts of CUDA, are known by their text.
     """
     signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it has no σ, as on a pipe of Windows, a ? has to do
     try:
         yield
     except InputError as error:

@@ -1,5 +1,6 @@
 """The command, on a prior that is Gaussian, so that every restoration has a closed form; and where priors are found."""
 
+import io
 import math
 import unicodedata
 from itertools import product
@@ -199,6 +200,16 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys,
     assert message.count("\n") == 1
     assert said in message
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_is_printed_where_there_is_no_sigma(monkeypatch, encoding):
+    monkeypatch.setattr("sys.stdout", printed := io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--help"])
+    printed.flush()
+    assert caught.value.code == 0
+    assert b"remove noise, whose ? is estimated" in printed.buffer.getvalue()
 
 
 def test_priors_are_found_by_name_in_the_package_then_in_the_checkout_or_by_path(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import small_pipeline
-import yaml
 from conftest import ROOT
 from PIL import Image
+from test_pipeline import STAGES
 
 from genprior.files import InputError
 from tools import pr_report, seed_table
@@ -111,7 +111,7 @@ def test_temporary_copy_runs_the_code_of_its_own_beside_a_dirty_workspace(pipeli
     found = {name: (float(line["join.product"]), line["join.version"]) for name, line in shown(run).items()}
     assert found == {"queued": (21, "2"), "beside": (28, "3")}
     # As scripts, `python stages/join.py`, they would take the checkout on the path: why none is run so.
-    commands = [stage["cmd"] for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
+    commands = [stage["cmd"] for stage in STAGES.values()]
     assert all(command.startswith("python -m stages.") for command in commands)
 
 

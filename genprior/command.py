@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 import genprior
-from genprior.files import InputError, one_line_errors, whole_file
+from genprior.files import InputError, existing, one_line_errors, whole_file
 from genprior.images import corners, cut_patches, estimate_sigma, join_patches, psnr_db, save_grid
 from genprior.operators import Identity, Inpainting
 from genprior.photographs import read_mask, read_photograph
@@ -176,13 +176,13 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
     restoring = commands.add_parser("restore", parents=[shared], help="restore a picture")
     add = restoring.add_argument
-    add("image", metavar="IMAGE", help="JPEG, PNG or TIFF; colour becomes grey")
+    add("image", type=existing, metavar="IMAGE", help="JPEG, PNG or TIFF; colour becomes grey")
     add(
         "--sigma",
         type=within(float, LEAST_SIGMA, 1),
         help="standard deviation of its noise, grey in [0, 1] (estimated)",
     )
-    add("--mask", help="a picture, white where IMAGE was seen, black or transparent where it was not")
+    add("--mask", type=existing, help="a picture, white where IMAGE was seen, black or transparent where it was not")
     add("--white", type=within(float, 1e-3, 2**32), help="the number in IMAGE that is white (the largest of its bits)")
     add("--samples", type=within(int, 20, 10_000), default=0, help="take the posterior mean, over so many samples")
     add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (half a patch)")
@@ -199,15 +199,15 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         parser.error("--missing goes with --simulate, and without --mask")
     if Path(args.out).suffix.lower() != ".png":
         parser.error(f"--out {args.out}: a name that ends in .png would be right")
-    if any(file and Path(file).resolve() == Path(args.out).resolve() for file in (args.image, args.mask)):
+    if any(file and os.path.realpath(file) == os.path.realpath(args.out) for file in (args.image, args.mask)):
         parser.error(f"--out {args.out}: would overwrite what is to be restored")
     return args
 
 
 def main(words: list[str] | None = None) -> None:
     """Do what the command line says; what is wrong with it or its files ends the program with one line."""
-    args = arguments(words)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
     torch.use_deterministic_algorithms(True)
     with one_line_errors("A smaller --crop or a larger --stride needs less."):
+        args = arguments(words)
         args.work(args)

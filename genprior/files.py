@@ -1,12 +1,15 @@
 """Errors in one line, and files that are written whole or not at all."""
 
+import io
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from numbers import Real
 from operator import index
 from pathlib import Path
+from unicodedata import normalize
 
 
 class InputError(ValueError):
@@ -42,6 +45,8 @@ def one_line_errors(advice: str = "") -> Iterator[None]:
     Want of memory has a class in Python and NumPy; torch's, of a CPU and of the parts of CUDA, are known by their text.
     """
     signs = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it has no σ, as on a pipe of Windows, a ? has to do
     try:
         yield
     except InputError as error:
@@ -56,6 +61,21 @@ def one_line_errors(advice: str = "") -> Iterator[None]:
         sys.exit(130)
 
 
+def existing(path: str | Path) -> Path:
+    """The path under which a file is there: the given one, or with names in Unicode's other form, as macOS writes them.
+
+    A path that is not there comes back as it is.
+    """
+    path, found = Path(path), Path()
+    try:
+        for name in path.parts:
+            there = [name] if os.path.exists(found / name) else os.listdir(found)
+            found /= next(twin for twin in there if normalize("NFC", twin) == normalize("NFC", name))
+    except (OSError, StopIteration):  # no folder to look into, no such name
+        return path
+    return found
+
+
 def find_prior(name: str | Path) -> Path:
     """The file of a trained prior: a path, or a name that the installed package or this checkout has a model of.
 
@@ -66,11 +86,11 @@ def find_prior(name: str | Path) -> Path:
     if Path(name).name == str(name) and not Path(name).suffix:
         files = [folder / f"{name}.safetensors" for folder in folders]
     else:
-        files = [Path(name)]
+        files = [existing(name)]
     for file in files:
         if file.is_file():
             return file
-    there = sorted({file.stem for folder in folders for file in folder.glob("*.safetensors")})
+    there = sorted({file.stem for folder in folders for file in folder.glob("[!.]*.safetensors")})
     known = f"there is {', '.join(there)}, or the path of a file" if there else "`make repro` trains the priors"
     raise InputError(f"{name}: no such prior; {known}")
 

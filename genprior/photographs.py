@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from genprior.files import InputError
+from genprior.files import InputError, existing
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "PPM")  # Pillow would run Ghostscript for others
 MOST_PIXELS = 2**27  # 134 megapixels: a file of a few bytes can claim any number
@@ -38,7 +38,8 @@ def read_photograph(path: str | Path, white: float | None = None) -> np.ndarray:
     that is no preview, of equally large ones the first. Where few greys are left of many, one line on the logger
     "genprior" says so. Raises InputError that names a file which is missing, damaged, too large or no such picture.
     """
-    levels, alpha, top = _levels(Path(path), white)
+    path = existing(path)
+    levels, alpha, top = _levels(path, white)
     distinct = np.unique(levels) if top != 255 else levels[:0]
     if alpha is not None:
         levels = levels * alpha + (1 - alpha)
@@ -56,7 +57,8 @@ def read_mask(path: str | Path) -> np.ndarray:
 
     Raises InputError as `read_photograph`, and for a picture that has other greys, nothing white, or no hole.
     """
-    levels, alpha, top = _levels(Path(path), None)
+    path = existing(path)
+    levels, alpha, top = _levels(path, None)
     opaque = 1.0 if alpha is None else alpha
     seen, right = levels * opaque >= 0.5, f"0 for what is missing and {top:g} for what is measured would be right"
     if not seen.any():

@@ -33,7 +33,7 @@ class Checkpoint:
         self.run = hashlib.sha256(params.model_dump_json().encode())
         self.run.update(f"{data[0].device} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
         library, shared = Path(genprior.files.__file__).parent, Path(__file__).parent
-        for file in (Path(script), *sorted(library.glob("*.py")), *sorted(shared.glob("*.py"))):
+        for file in (Path(script), *sorted(library.glob("[!.]*.py")), *sorted(shared.glob("[!.]*.py"))):
             self.run.update(file.read_bytes())
         for tensor in data:
             self.run.update(tensor.cpu().numpy().tobytes())

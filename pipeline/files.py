@@ -3,16 +3,29 @@
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genprior.files import InputError, whole_file
+from genprior.files import InputError, existing, whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def photograph(file: str) -> Path:
+    """Where a photograph of params.yaml lies; InputError where DVC, which watches imgs/, would see no change of it.
+
+    DVC looks behind a link to a file, as its own cache may have them, not behind one to a folder, nor at hidden names.
+    """
+    path = existing(file)
+    place = Path(os.path.relpath(os.path.realpath(path.parent), os.path.realpath("imgs")), path.name)
+    if any(name.startswith(".") for name in place.parts):
+        raise InputError(f"{file}: not in a folder really under imgs/, or hidden: DVC sees no change; copy it there")
+    return path
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:

@@ -53,7 +53,7 @@ def render(template: str, table: pd.DataFrame, params: Params, folder: Path, pai
         priors=PRIORS,
         lasso=LASSO,
         floor=FLOOR,
-        pictures=sorted(file.stem for file in folder.glob("*.png")),
+        pictures=sorted(file.stem for file in folder.glob("[!.]*.png")),
         picture=lambda name: picture(folder / f"{name}.png"),
         tables=tables(table, problems, counts) | {"paired": paired},
         rankings={

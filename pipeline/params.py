@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -216,9 +217,9 @@ class Params(Settings):
         counts, fitted = self.crossover.measurements, self.baselines.mixture_patches
         if n > MOST_PIXELS:
             yield f"extract_patches.patch_size = {sides} has {n} pixels, not {MOST_PIXELS} at most"
-        split_of = {PurePosixPath(f): name for name in ("train", "validation", "test") for f in getattr(patches, name)}
+        split_of = {_path(f): name for name in ("train", "validation", "test") for f in getattr(patches, name)}
         for scene in patches.scenes:
-            splits = {file: split_of[PurePosixPath(file)] for file in scene if PurePosixPath(file) in split_of}
+            splits = {file: split_of[_path(file)] for file in scene if _path(file) in split_of}
             if len(set(splits.values())) > 1:
                 where = ", ".join(f"{file} in {split}" for file, split in splits.items())
                 yield f"extract_patches.scenes: one scene in two splits ({where}); keep it in one"
@@ -241,6 +242,11 @@ class Params(Settings):
             yield f"baselines.mixture_patches = {fitted}: fewer than a mixture has components"
         if self.report.posterior not in self.problems:
             yield f"report.posterior = {self.report.posterior!r} is none of problems: {', '.join(self.problems)}"
+
+
+def _path(file: str) -> PurePosixPath:
+    """A file's path, the same for each way of writing it."""
+    return PurePosixPath(unicodedata.normalize("NFC", file))
 
 
 def load_params(path: str | Path) -> Params:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ruamel.yaml import YAML
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from genprior.files import InputError, one_line_errors
-from pipeline.params import Params
+from pipeline.params import Params, load_params
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,26 @@ def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130."""
     with one_line_errors():
         _end_with_dvc()
+        before = _dependencies()
         main()
+        after = _dependencies()
+        # DVC looks at them only now, and would record that the stage ran on what they have become.
+        for name in (name for name in before if before[name] != after.get(name)):
+            raise InputError(f"{name}: edited while this stage ran, which is not recorded; type `dvc repro` again")
+
+
+def _dependencies() -> dict[str, object]:
+    """What this stage depends on by dvc.yaml: blocks of params.yaml, and when files were written; {} without DVC."""
+    if "DVC_STAGE" not in os.environ or not Path("dvc.yaml").exists():
+        return {}
+    name, _, key = os.environ["DVC_STAGE"].split(":")[-1].partition("@")
+    stage = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"][name]
+    stage = stage.get("do", stage)  # one for each key
+    blocks, params = {param.split(".")[0] for param in stage["params"]}, load_params("params.yaml")
+    found = {f"params.yaml: {block}": getattr(params, block) for block in sorted(blocks)}
+    deps = [Path(dep.replace("${key}", key)) for dep in stage["deps"]]
+    files = [file for dep in deps for file in (dep, *dep.rglob("[!.]*")) if file.is_file()]
+    return found | {str(file): file.stat().st_mtime_ns for file in files}
 
 
 def _end_with_dvc() -> None:

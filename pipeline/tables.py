@@ -84,7 +84,7 @@ def label(method: str, constraint: str = "none") -> str:
 def read_table(folder: str | Path = "metrics") -> pd.DataFrame:
     """Every number of metrics/*.json as a row; InputError names a file that is damaged or holds anything else."""
     rows = []
-    for file in sorted(Path(folder).glob("*.json")):
+    for file in sorted(Path(folder).glob("[!.]*.json")):
         try:
             values = flat(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError, AttributeError) as error:

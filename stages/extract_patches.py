@@ -4,20 +4,21 @@ data/patches/test_photographs.npy says which of extract_patches.test each test p
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from genprior import images
 from genprior.files import InputError
 from genprior.photographs import read_photograph
-from pipeline.files import write_array, write_metrics
+from pipeline.files import photograph, write_array, write_metrics
 from pipeline.params import ExtractPatches, load_params
 from pipeline.run import run
 
 SPLITS = ("train", "validation", "test")
 
 
-def prepare(file: str, settings: ExtractPatches) -> np.ndarray:
+def prepare(file: str | Path, settings: ExtractPatches) -> np.ndarray:
     """One photograph, grey, resized and cropped as `settings` say: uint8, (height, width)."""
     image = images.resize(read_photograph(file, settings.white_level), settings.image_size)
     if settings.crop:
@@ -47,7 +48,7 @@ def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
     for number, split in enumerate(SPLITS):
         parts = []
         for file in getattr(settings, split):
-            image = prepare(file, settings)
+            image = prepare(photograph(file), settings)
             digest = hashlib.sha256(image.tobytes()).digest()
             if digest in seen:
                 raise InputError(f"{file}: the same picture as {seen[digest]}; name every photograph once")

@@ -20,14 +20,18 @@ import yaml
 from pipeline.params import Params
 
 ROOT = Path(__file__).parent.parent
+PARAMS = Path(__file__).parent / "params.yaml"  # not the checkout's, which may be those of somebody's own run
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
 
 def surroundings(*left_out: str) -> dict[str, str]:
-    """This process's environment for commands in a repository of a test: without what speaks of this one's DVC and Git
-    and what begins with one of `left_out`, the tests' own interpreter first on PATH, a name for commits."""
+    """This process's environment for commands in a repository of a test: without what speaks of this one's DVC and Git,
+    or of their user's settings, such as signed commits, and without what begins with one of `left_out`; the tests' own
+    interpreter first on PATH, a name for commits."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT", *left_out))}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    kept |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    kept |= {f"DVC_{kind}_CONFIG_DIR": str(ROOT / "none") for kind in ("GLOBAL", "SYSTEM")}
     return kept | {f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
@@ -41,13 +45,13 @@ def _torch_as_the_stages_set_it():
 
 @pytest.fixture
 def values() -> dict:
-    """The committed params.yaml as plain values, to be changed at will."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    """Parameters as plain values, to be changed at will."""
+    return yaml.safe_load(PARAMS.read_text())
 
 
 @pytest.fixture
 def params(values) -> Params:
-    """The committed params.yaml."""
+    """The same, checked."""
     return Params.model_validate(values)
 
 
@@ -62,7 +66,7 @@ def patches() -> torch.Tensor:
 
 
 def tiny(values: dict) -> dict:
-    """The committed parameters with everything as small as it goes."""
+    """Parameters with everything as small as it goes."""
     values["collect_images"]["names"] = ["camera", "coins", "rocket"]
     values["extract_patches"] |= {
         "train": ["imgs/standard/camera.png"],
@@ -105,18 +109,26 @@ def by_key(values: dict, key: str, value: object) -> dict:
     return copy
 
 
-PARTS = ("genprior", "pipeline", "stages", "tools", "imgs", "docs/metrics.md", "dvc.yaml")
-PARTS += (".dvc", ".dvcignore", ".gitignore")
+# Not imgs/ nor .dvc/config: photographs, remotes and cache are its user's.
+PARTS = ("genprior", "pipeline", "stages", "tools", "docs/metrics.md", "dvc.yaml")
+PARTS += (".dvc/.gitignore", ".dvcignore", ".gitignore")
+DVC_CONFIG = "[core]\n    analytics = false\n"
+
+
+def copy_checkout(folder: Path, *parts: str) -> None:
+    """Copy what Git has, or would take, of some parts of the checkout."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *parts]
+    files = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split("\0")
+    for file in filter(lambda file: (ROOT / file).is_file(), files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
 
 
 @pytest.fixture
 def workspace(tmp_path, values):
     """A repository of its own with the pipeline and tiny parameters; `run` runs a command in it."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", ".gitattributes", *PARTS]
-    files = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split()
-    for file in filter(lambda file: (ROOT / file).is_file(), files):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, tmp_path / file)
+    copy_checkout(tmp_path, ".gitattributes", *PARTS)
+    (tmp_path / ".dvc/config").write_text(DVC_CONFIG)
     tiny(values)["extract_patches"]["patch_size"] = [12, 12]  # with scales, an energy costs the cube of its pixels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     environment = surroundings()

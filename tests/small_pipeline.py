@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT, surroundings
+from conftest import DVC_CONFIG, ROOT, surroundings
 
 FILES = {
     "dvc.yaml": """\
@@ -80,6 +80,7 @@ product = read("data/left.txt") * read("data/right.txt")
 found = {"product": product, "noisy": product + 0.5 ** PARAMS["seed"], "version": VERSION}
 write("metrics/join.json", json.dumps({"join": found}))
 """,
+    ".dvc/config": DVC_CONFIG,
     ".gitignore": "__pycache__/\n/data/\n",
 }
 
@@ -89,7 +90,7 @@ def _begun(repro: bool) -> Path:
     """The pipeline committed in a repository of its own on the branch main: made once, for copies."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in (".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+    for name in (".gitattributes", ".dvcignore", ".dvc/.gitignore"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for name, text in FILES.items():

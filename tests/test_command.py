@@ -1,6 +1,8 @@
 """The command, on a prior that is Gaussian, so that every restoration has a closed form; and where priors are found."""
 
+import io
 import math
+import unicodedata
 from itertools import product
 
 import numpy as np
@@ -142,6 +144,16 @@ def test_a_white_level_scales_the_picture(folder):
     np.testing.assert_allclose(read(path / "restored.png"), expected, atol=1.01 / 255)
 
 
+def test_names_in_the_other_form_of_unicode_are_found(folder):
+    path, call = folder
+    written, named = (unicodedata.normalize(form, "Fotos für später") for form in ("NFD", "NFC"))
+    (path / written).mkdir()
+    for name in ("noisy.png", "seen.png"):
+        (path / name).rename(path / written / f"{written} {name}")
+    words = ("restore", f"{named}/{named} noisy.png", "--sigma", 0.1, "--mask", f"{named}/{named} seen.png")
+    assert call(*words).startswith("restored.png: 21 × 30 pixels")
+
+
 @pytest.mark.parametrize("options", [[], ["--range"]])
 def test_samples_are_the_priors(prior, folder, options):
     path, call = folder
@@ -190,6 +202,16 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys,
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_is_printed_where_there_is_no_sigma(monkeypatch, encoding):
+    monkeypatch.setattr("sys.stdout", printed := io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--help"])
+    printed.flush()
+    assert caught.value.code == 0
+    assert b"remove noise, whose ? is estimated" in printed.buffer.getvalue()
+
+
 def test_priors_are_found_by_name_in_the_package_then_in_the_checkout_or_by_path(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "__file__", str(tmp_path / "genprior/files.py"))
     with pytest.raises(InputError, match="vae: no such prior; `make repro` trains the priors"):
@@ -201,6 +223,8 @@ def test_priors_are_found_by_name_in_the_package_then_in_the_checkout_or_by_path
     assert find_prior("vae") == shipped / "vae.safetensors"
     assert find_prior("gan") == trained / "gan.safetensors"
     assert find_prior(own / "vae.safetensors") == find_prior(f"{own}/vae.safetensors") == own / "vae.safetensors"
+    (own / "._vae.safetensors").touch()  # as macOS leaves it beside a file
+    (trained / "._ae.safetensors").touch()
     for absent in ("ae", own / "ae.safetensors", own):
         with pytest.raises(InputError, match="no such prior; there is gan, vae, or the path of a file"):
             find_prior(absent)

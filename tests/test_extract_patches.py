@@ -1,4 +1,8 @@
 import re
+import shutil
+import sys
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,17 +10,19 @@ import skimage.data
 from conftest import ROOT
 from PIL import Image
 
-from genprior.files import InputError
+from genprior.files import InputError, existing
 from pipeline.params import ExtractPatches
 from stages import collect_images, extract_patches
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
     names = {}
+    (tmp_path / "imgs").mkdir()
     for split in extract_patches.SPLITS:
-        names[split] = str(tmp_path / f"{split}.png")
+        names[split] = f"imgs/{split}.png"
         Image.fromarray(draw.integers(0, 256, (48, 60), dtype=np.uint8)).save(names[split])
 
     def build(**changed):
@@ -60,10 +66,39 @@ def test_cap_is_drawn_with_the_seed(settings):
 
 def test_the_same_picture_under_two_names_is_refused(settings, tmp_path):
     chosen = settings()
-    copy = tmp_path / "copy.png"
-    copy.write_bytes((tmp_path / "train.png").read_bytes())
+    shutil.copy("imgs/train.png", "imgs/copy.png")
     with pytest.raises(InputError, match="same picture"):
-        extract_patches.extract(chosen.model_copy(update={"test": [str(copy)]}), 0)
+        extract_patches.extract(chosen.model_copy(update={"test": ["imgs/copy.png"]}), 0)
+
+
+def test_what_is_not_really_under_imgs_is_refused(settings, tmp_path):
+    """DVC sees no change behind a linked folder; a linked file it follows, and its own cache may have one."""
+    elsewhere = tmp_path / "Pictures"
+    elsewhere.mkdir()
+    shutil.move("imgs/test.png", elsewhere / "test.png")
+    Path("imgs/mine").symlink_to(elsewhere)
+    Path("imgs/loop").symlink_to("loop")
+    bad = ["imgs/mine/test.png", str(elsewhere / "test.png"), "Pictures/test.png", "imgs/../Pictures/test.png"]
+    for file in [*bad, "imgs/mine/none.png", "/dev/zero", "imgs/.a/b.png", "imgs/.a.png", "imgs/loop/test.png"]:
+        with pytest.raises(InputError, match=re.escape(f"{file}: ")) as caught:
+            extract_patches.extract(settings(test=[file]), 0)
+        assert ("copy it there" in str(caught.value)) != ("loop" in file)
+    Path("imgs/test.png").symlink_to(elsewhere / "test.png")
+    expected = extract_patches.extract(settings(), 0)["test"]
+    for file in (str(tmp_path / "imgs/test.png"), "imgs/../imgs/test.png"):
+        np.testing.assert_array_equal(extract_patches.extract(settings(test=[file]), 0)["test"], expected)
+
+
+@pytest.mark.parametrize(("named", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_the_other_form_of_unicode_are_found(settings, named, written):
+    named, written = (unicodedata.normalize(form, "imgs/Fête à Öland/tür.png") for form in (named, written))
+    Path(written).parent.mkdir()
+    shutil.move("imgs/test.png", written)
+    assert not Path(named).exists() or sys.platform == "darwin"
+    assert len(extract_patches.extract(settings(test=[named]), 0)["test"])
+    assert existing(Path(named).absolute()).samefile(written)
+    for absent in (f"{named}/below", f"{named}.png", "imgs/test.png", "imgs/é\0"):
+        assert existing(absent) == Path(absent)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +133,11 @@ def test_every_photograph_has_its_source_and_licence():
     assert set(collect_images.PHOTOGRAPHS) <= {name.strip() for name in named}
 
 
-def test_each_test_patch_knows_its_photograph(settings, tmp_path):
+def test_each_test_patch_knows_its_photograph(settings):
     """Photographs of one grey each, so that a patch's grey says where it is from."""
     files = []
     for number, grey in enumerate((10, 20, 30)):
-        files.append(str(tmp_path / f"grey_{number}.png"))
+        files.append(f"imgs/grey_{number}.png")
         picture = np.full((48, 48 + 8 * number), grey, dtype=np.uint8)
         picture[0, 0] = 0
         Image.fromarray(picture).save(files[-1])

@@ -1,11 +1,16 @@
 """params.yaml: what is taken, and what is refused in one line that names the key, its value and what would be right."""
 
+import os
 import random
 import re
+import shutil
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, at, by_key
+from conftest import PARAMS, ROOT, at, by_key
+from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` calls
+from dvc.utils.serialize import modify_yaml
 
 from genprior.files import InputError
 from pipeline.params import check, load_params
@@ -58,6 +63,11 @@ BAD = [
 @pytest.mark.parametrize(("key", "value", "said"), BAD)
 def test_bad_value_is_refused_in_one_line_that_names_the_key(values, key, value, said):
     assert said in refused(by_key(values, key, value))
+
+
+def test_a_scene_in_two_splits_is_seen_in_either_form_of_unicode(values):
+    values["extract_patches"] |= {"test": ["imgs/f\u00fcr.png"], "scenes": [["imgs/fu\u0308r.png", "imgs//x.png"]]}
+    assert "r.png in test, imgs//x.png in train)" in refused(by_key(values, "extract_patches.train", ["imgs/x.png"]))
 
 
 NUMBERS = [0, 1, -1, 20, 10**18, 2**70, 0.0, 0.5, -1e-9, 1e-300, 1e308, float("nan"), -float("inf")]
@@ -125,7 +135,7 @@ FINE = {
 
 @pytest.mark.parametrize("trick", FINE)
 def test_fine_yaml_is_taken(tmp_path, trick):
-    (tmp_path / "params.yaml").write_text(FINE[trick]((ROOT / "params.yaml").read_text()), newline="")
+    (tmp_path / "params.yaml").write_text(FINE[trick](PARAMS.read_text()), newline="")
     params, lr = load_params(tmp_path / "params.yaml"), {"anchor": 0.003, "number as DVC writes it": 1e-5}
     assert params.seed == (10 if "octal" in trick else 0)
     assert params.residual.lr == lr.get(trick, 0.007)
@@ -148,7 +158,7 @@ WRONG = {  # in the place of seed's 0, or of the whole file
 @pytest.mark.parametrize("value", WRONG)
 def test_wrong_yaml_is_refused(tmp_path, value):
     old, new = ("symmetries: true", "symmetries: yes") if value == "yes" else ("seed: 0", f"seed: {value}")
-    (tmp_path / "params.yaml").write_text(replaced((ROOT / "params.yaml").read_text(), old, new))
+    (tmp_path / "params.yaml").write_text(replaced(PARAMS.read_text(), old, new))
     with pytest.raises(InputError, match=r"params\.yaml: ") as caught:
         load_params(tmp_path / "params.yaml")
     assert WRONG[value] in str(caught.value)
@@ -161,3 +171,38 @@ def test_what_is_no_parameter_file_is_refused(tmp_path, data):
         (tmp_path / "params.yaml").write_bytes(data)
     with pytest.raises((InputError, OSError), match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+# The form of params.yaml: as DVC writes it, so that an experiment changes the line of its parameter alone
+
+
+@pytest.fixture
+def as_dvc_writes_it(tmp_path) -> Path:
+    """A copy of the checkout's params.yaml that went through DVC's own writer."""
+    file = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+    with modify_yaml(file):
+        pass
+    return file
+
+
+def test_params_file_is_in_dvcs_form(as_dvc_writes_it):
+    same = as_dvc_writes_it.read_bytes() == (ROOT / "params.yaml").read_bytes()
+    if not same and "CI" not in os.environ:  # whose own run it may be
+        pytest.skip("params.yaml is in a form of its own; the first `dvc exp run -S` brings it into DVC's")
+    assert same
+
+
+def test_an_experiment_changes_the_line_of_its_parameter_alone(as_dvc_writes_it):
+    """Whole numbers, others, words, a list's entry, to null and back, and what stands within braces."""
+    apply_overrides(as_dvc_writes_it, ["seed=0", "device=cpu", "train_ae.batch_size=9"])  # whatever the run had
+    changes = {"seed=7919": "seed: 7919", "train_vae.beta=1e-05": "beta: 1e-05", "device=auto": "device: auto"}
+    changes |= {"network.hidden.0=77": "- 77", "evaluate.range.starts=11": "starts: 11"}
+    changes |= {"train_ae.batch_size=null": "batch_size:", "train_ae.batch_size=7919": "batch_size: 7919"}
+    for change, written in changes.items():
+        before = as_dvc_writes_it.read_text().splitlines()
+        apply_overrides(as_dvc_writes_it, [change])
+        after = as_dvc_writes_it.read_text().splitlines()
+        ((old, new),) = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+        assert written in new
+        assert old.partition("#")[2] == new.partition("#")[2]
+    load_params(as_dvc_writes_it)

@@ -1,13 +1,16 @@
 """Photographs of one's own and a DVC remote, as docs/ has them."""
 
 import re
+import shutil
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 import small_pipeline
 import yaml
 from conftest import ROOT, ran, tiny
+from dvc.repo import Repo
 from PIL import Image
 
 from stages import evaluate, extract_patches, train_vae
@@ -38,6 +41,34 @@ def test_own_photographs_to_results(tmp_path, values, monkeypatch):
     written = yaml.safe_load((tmp_path / "metrics/evaluate_vae.json").read_text())["vae"]
     assert written["relaxed"].keys() >= values["problems"].keys()
     assert len(np.load(tmp_path / "data/reconstructions/vae_relaxed.npy")) == len(values["problems"])
+
+
+LEFT = (".DS_Store", "._a.png", ".directory", ".nfs01", "Thumbs.db", "ehthumbs.db", "desktop.ini", "~$a.doc")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within DVC
+def test_dvc_sees_photographs_and_not_what_desktops_leave(tmp_path, monkeypatch):
+    """Links too: one to a file, as DVC's cache may have them, is looked behind, one to a folder is not."""
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {cut: {cmd: mkdir cut, deps: [imgs], outs: [cut]}}")
+    pictures = [tmp_path / name for name in ("imgs/standard/a.png", "imgs/b.png", "target.png", "linked/d.png")]
+    for picture in pictures:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(b"1")
+    (tmp_path / "imgs/c.png").symlink_to(tmp_path / "target.png")
+    (tmp_path / "imgs/linked").symlink_to(tmp_path / "linked")
+    monkeypatch.chdir(tmp_path)
+    repo = Repo.init(no_scm=True)
+    repo.reproduce()
+    for name, folder in product(LEFT, ("imgs", "imgs/standard", "cut")):
+        (tmp_path / folder / name).write_bytes(b"left")
+    seen = {}
+    for picture in pictures:
+        assert repo.status() == {}
+        picture.write_bytes(b"2")
+        seen[picture.name] = bool(repo.status())
+        picture.write_bytes(b"1")
+    assert seen == {"a.png": True, "b.png": True, "target.png": True, "d.png": False}
 
 
 @pytest.mark.dvc

@@ -1,8 +1,10 @@
+import contextlib
 import json
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from genprior.files import InputError, whole_file
 from genprior.streams import stream
@@ -77,6 +79,38 @@ def test_errors_end_a_stage_with_one_line_and_the_right_code(error, code):
     with pytest.raises(SystemExit) as caught:
         run(fail)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("params.yaml train_vae", "params.yaml: train_vae"),
+        ("params.yaml report", None),
+        ("code.py", "code.py"),
+        ("data/patches/a.npy", "data/patches/a.npy"),
+        ("data/vae", "data/vae"),
+        ("data/patches/.DS_Store", None),
+    ],
+)
+def test_what_is_edited_while_the_stage_runs_is_not_recorded(tmp_path, values, monkeypatch, edit, said):
+    """DVC records parameters and dependencies as it finds them when the stage has ended."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "../dvc.yaml:train_vae@vae")
+    stage = {"params": ["seed", "train_vae.lr"], "deps": ["code.py", "data/patches", "data/${key}"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train_vae": {"do": stage}}}))
+    (tmp_path / "data/patches").mkdir(parents=True)
+    for name in ("code.py", "data/vae", "data/patches/a.npy", "data/patches/.DS_Store"):
+        (tmp_path / name).touch()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+
+    def main():
+        file, _, block = edit.partition(" ")
+        values[block or "report"] |= {"train_vae": {"lr": 0.1}, "report": {"pictures": 1}}[block or "report"]
+        (tmp_path / file).write_text(yaml.safe_dump(values))
+
+    monkeypatch.setattr("pipeline.run._end_with_dvc", lambda: None)  # this process shall not
+    with pytest.raises(SystemExit, match=f"^error: {said}: edited while") if said else contextlib.nullcontext():
+        run(main)
 
 
 def on_a_gpu(size):

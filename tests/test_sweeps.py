@@ -3,17 +3,31 @@
 import csv
 import json
 import re
+import shutil
 import statistics
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import small_pipeline
-import yaml
 from conftest import ROOT
+from PIL import Image
+from test_pipeline import STAGES
 
 from genprior.files import InputError
-from tools import seed_table
+from tools import pr_report, seed_table
+
+(LOOP,) = re.findall(r"^until dvc queue status.*$", (ROOT / "docs/sweeps.md").read_text(), re.MULTILINE)
+
+
+def test_waiting_for_the_queue_ends_with_its_last_worker(tmp_path):
+    states = ["1 active, 0 idle", "10 active, 0 idle", "0 active, 10 idle", "0 active, 1 idle", "0 active, 0 idle", ""]
+    for name, text in {"dvc": "head -n1 states; sed -i 1d states", "sleep": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "states").write_text("\n".join(f"Worker status: {state}" for state in states))
+    small_pipeline.runner(tmp_path)("bash", "-c", f"PATH=.:$PATH; {LOOP}")
+    assert (tmp_path / "states").read_text() == "Worker status: "
 
 
 @pytest.fixture
@@ -37,6 +51,7 @@ def shown(run, *flags: str) -> dict[str, dict]:
 def test_grid_with_a_failure_and_the_table(pipeline, monkeypatch, capsys):
     folder, run = pipeline
     run("dvc", "exp", "run", "--queue", "-S", "left.value=2,-1")
+    run("bash", "-c", LOOP)  # as where the worker was killed: some are queued, and none works on them
     said = run("dvc", "exp", "run", "--run-all")
     assert "error: params.yaml: left.value = -1: at least 0" in said
     assert run("git", "status", "--porcelain") == ""  # nothing happened in the workspace
@@ -96,8 +111,41 @@ def test_temporary_copy_runs_the_code_of_its_own_beside_a_dirty_workspace(pipeli
     found = {name: (float(line["join.product"]), line["join.version"]) for name, line in shown(run).items()}
     assert found == {"queued": (21, "2"), "beside": (28, "3")}
     # As scripts, `python stages/join.py`, they would take the checkout on the path: why none is run so.
-    commands = [stage["cmd"] for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
+    commands = [stage["cmd"] for stage in STAGES.values()]
     assert all(command.startswith("python -m stages.") for command in commands)
+
+
+@pytest.mark.dvc
+def test_tools_in_a_folder_of_a_larger_repository_and_in_its_worktree(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "tree/course work/project"
+    small_pipeline.begin(tmp_path / "larger/course work/project")
+    shutil.rmtree(tmp_path / "larger/course work/project/.git")
+    larger = small_pipeline.runner(tmp_path / "larger")
+    for words in ("init -q -b main", "add -A", "commit -qm Begin", "worktree add -q -b topic ../tree"):
+        larger("git", *words.split())
+    run = small_pipeline.runner(folder)
+    run("dvc", "exp", "run", "-q", "-n", "one", "-S", "seed=1")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["seed_table", "--metrics", "join.noisy"])
+    seed_table.main()
+
+    (folder / "data/report").mkdir()
+    Image.new("L", (2, 2)).save(folder / "data/report/a b.png")
+    run("git", "add", "-Af", "data/report")
+    run("git", "commit", "-qam", "Go on")
+    (tmp_path / "tree/other.txt").write_text("of the larger repository")
+    run("git", "add", "../..")
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.setattr("sys.argv", ["pr_report", "main"])
+    pr_report.main()
+    printed = capsys.readouterr()
+    assert "| join.noisy | 0.5 |" in printed.out
+    assert "<summary>metrics/join.json: 1 moved</summary>" in printed.out
+    assert "![after](data/report/a%20b.png)" in printed.out
+    assert printed.err == ""
+    monkeypatch.setenv("GITHUB_REPOSITORY", "o/r")
+    address = pr_report.shown("after", "data/report/a b.png", "HEAD")
+    assert address.endswith("HEAD/course%20work/project/data/report/a%20b.png)")
 
 
 def experiment(name: str, state: str = "success") -> dict:

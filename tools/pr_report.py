@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="the branch or commit to compare with, e.g. main")
     print(report(parser.parse_args().base), end="")
-    if git("status", "--porcelain", "--untracked-files=no"):
+    if git("status", "--porcelain", "--untracked-files=no", "."):
         print("note: what is not committed is not in this report", file=sys.stderr)
 
 
@@ -164,7 +164,8 @@ def by_measure(rows: list[Row], most: int) -> str:
 
 def changed_pictures(before: str, after: str) -> list[str]:
     """The pictures under data/report/ that differ between two commits, each folded, before and after."""
-    told = git("diff", "--name-status", "--no-renames", "-z", before, after, "--", "data/report").split("\0")
+    options = ("--name-status", "--no-renames", "--relative", "-z")
+    told = git("diff", *options, before, after, "--", "data/report").split("\0")
     parts = []
     for status, path in zip(told[::2], told[1::2], strict=False):
         if path.endswith((".png", ".jpg", ".jpeg", ".svg", ".gif")):
@@ -179,8 +180,9 @@ def shown(word: str, path: str, commit: str) -> str:
     """Markdown for a picture as it is in a commit."""
     if repository := os.environ.get("GITHUB_REPOSITORY"):
         server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
-        return f"![{word}]({server}/{repository}/raw/{commit}/{quote(path)})"
-    return f"![{word}]({quote(path)})" if word == "after" else f"`git show {commit[:7]}:{path}`"
+        folder = git("rev-parse", "--show-prefix")  # of this project within its repository
+        return f"![{word}]({server}/{repository}/raw/{commit}/{quote(folder + path)})"
+    return f"![{word}]({quote(path)})" if word == "after" else f"`git show {commit[:7]}:./{path}`"
 
 
 def folded(summary: str, content: str) -> str:

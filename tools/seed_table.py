@@ -35,7 +35,7 @@ def main() -> None:
     found = {}
     for name, told in experiments(arguments.names, "--rev", arguments.rev).items():
         params, metrics = values(told["data"]["params"]), told["data"]["metrics"]
-        lock = YAML(typ="safe").load(output("git", "show", f"{told['rev']}:dvc.lock").stdout)
+        lock = YAML(typ="safe").load(output("git", "show", f"{told['rev']}:./dvc.lock").stdout)
         if stale := sorted(stale_outputs(lock["stages"], params) & set(metrics)):
             print(f"note: {name}: left out, for their stages did not run with its parameters:", *stale, file=sys.stderr)
         found[name] = params, values({file: told for file, told in metrics.items() if file not in stale})

@@ -325,9 +325,12 @@ LINEAR = {
 @pytest.mark.parametrize("kind", ["range", "dct", "modulated"])
 @pytest.mark.parametrize("name", LINEAR)
 def test_energies_are_right_to_a_hundredth_of_a_nat_for_every_sigma(prior, name, kind):
-    """In whichever precision they are, and their slopes: against their definition, with all of it in float64."""
+    """In whichever precision they are, and their slopes: against their definition, with all of it in float64.
+
+    Those of a range, which may be 1e5 nats, to a few millionths.
+    """
     if kind == "modulated":
-        prior.network.add_scales()
+        prior.network.decoder.set_noise("modulated", 4, [32], "silu")
         for weights in prior.network.decoder.log_scale.parameters():
             weights.data.add_(0.1 * torch.randn(weights.shape)).requires_grad_(False)
     view, operator = prior.range if kind == "range" else prior, LINEAR[name]
@@ -346,11 +349,13 @@ def test_energies_are_right_to_a_hundredth_of_a_nat_for_every_sigma(prior, name,
         taken = z.to(energy.y)
         value, gradient = energy.value_and_gradient(taken, rows)
         for found in (value, energy.value(taken, rows), energy.of_all(taken, rows).diagonal()):
-            torch.testing.assert_close(found.double(), expected.detach(), rtol=0, atol=0.01)
+            torch.testing.assert_close(
+                found.double(), expected.detach(), rtol=5e-6 if kind == "range" else 0, atol=0.01
+            )
         assert ((gradient - slope).norm(dim=1) <= 1e-2 * (1 + slope.norm(dim=1))).all()
         kinds.add(energy.y.dtype)
     assert torch.float32 in kinds
-    assert torch.float64 in kinds or (name, kind) == ("identity", "dct")
+    assert torch.float64 in kinds or kind == "range" or (name, kind) == ("identity", "dct")
 
 
 def energy_by_definition(view, matrix, y, sigma, z):
@@ -371,7 +376,7 @@ def test_what_float64_found_comes_back_as_float32(prior):
     for view in (prior, prior.range):
         found = genprior.restore(view, operator, y, 1e-3, plan=genprior.Plan(2, 30))
         spread = found.posterior(20)
-        assert found.problem.y.dtype == torch.float64
+        assert found.problem.y.dtype == (torch.float32 if view is prior.range else torch.float64)
         results = (found.x, found.z, found.energy, found.lowest, found.mean(3), spread.x, spread.z, spread.log_evidence)
         assert {result.dtype for result in results} == {torch.float32}
         assert isinstance(found.z, view.code)

@@ -49,7 +49,7 @@ def cropped(file: str, picture: np.ndarray, args: argparse.Namespace, shape: tup
 
 def seen_pixels(args: argparse.Namespace, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Which pixels of a picture of `size` are measured: bool, (H, W)."""
-    if args.mask:
+    if args.mask is not None:
         seen = cropped(args.mask, read_mask(args.mask), args, shape)
         if seen.shape != size:
             raise InputError(f"{args.mask}: {list(seen.shape)} (height, width); {args.image} is {list(size)}")
@@ -86,13 +86,16 @@ def noise_of(y: np.ndarray, seen: np.ndarray, args: argparse.Namespace) -> tuple
     estimated = estimate_sigma(y, seen)
     if args.sigma is None:
         if estimated is None:
-            raise InputError(f"{args.image}: too few seen pixels lie together to estimate the noise; give --sigma")
+            raise InputError(f"{args.image}: too little is seen, or not clipped, to estimate the noise; give --sigma")
         sigma = min(max(float(f"{estimated:.2g}"), LEAST_SIGMA), 1.0)
         return sigma, f"sigma = {sigma:g}, estimated"
     given = f"sigma = {args.sigma:g}"
     if args.simulate or estimated is None or args.sigma / 2 <= estimated <= 3 * args.sigma:
         return args.sigma, given
-    return args.sigma, f"{given}, BUT the picture's noise looks like {estimated:.2g}: without --sigma it is estimated"
+    return (
+        args.sigma,
+        f"{given}, BUT the noise of the picture looks like {estimated:.2g}: without --sigma it is estimated",
+    )
 
 
 def load(args: argparse.Namespace) -> View:
@@ -195,11 +198,13 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.simulate and args.sigma is None:
         parser.error("--simulate: the noise to add is missing; give --sigma")
-    if args.missing and (args.mask or not args.simulate):
+    if args.missing and (args.mask is not None or not args.simulate):
         parser.error("--missing goes with --simulate, and without --mask")
-    if Path(args.out).suffix.lower() != ".png":
+    if Path(args.out).suffix.lower() != ".png" or Path(args.out).is_dir():
         parser.error(f"--out {args.out}: a name that ends in .png would be right")
-    if any(file and os.path.realpath(file) == os.path.realpath(args.out) for file in (args.image, args.mask)):
+    if any(
+        file is not None and os.path.realpath(file) == os.path.realpath(args.out) for file in (args.image, args.mask)
+    ):
         parser.error(f"--out {args.out}: would overwrite what is to be restored")
     return args
 

@@ -28,19 +28,21 @@ def resize(image: np.ndarray, size: int | list[int] | None) -> np.ndarray:
 
 
 def estimate_sigma(picture: np.ndarray, seen: np.ndarray) -> float | None:
-    """The standard deviation of white noise in a picture (H, W), from pixels `seen`; None where too few lie together.
+    """The standard deviation of white noise in a picture (H, W), from pixels `seen`; None where too little tells it.
 
     Second differences along both axes hold little but noise, above all in the smoothest tenth of the blocks of 16 × 16
-    pixels. Texture below σ = 0.01 counts as noise. Immerkær 1996, "Fast noise variance estimation".
+    pixels. Blocks that are clipped to black or white do not count. Texture below σ = 0.01 counts as noise; JPEG and
+    resizing take noise away. Immerkær 1996, "Fast noise variance estimation".
     """
     from scipy.ndimage import convolve, minimum_filter
 
     mask = np.outer([1, -2, 1], [1, -2, 1]) / 6
-    squares = convolve(picture.astype(np.float64), mask)[1:-1, 1:-1] ** 2
-    whole = minimum_filter(seen, 3)[1:-1, 1:-1]
-    squares, whole = (cut_patches(part, [min(16, side) for side in part.shape], 16) for part in (squares, whole))
+    squares = convolve(picture.astype(np.float64), mask) ** 2
+    parts = (squares, minimum_filter(seen, 3), (picture <= 0) | (picture >= 1))
+    side = [min(16, side - 2) for side in picture.shape]
+    squares, whole, clipped = (cut_patches(part[1:-1, 1:-1], side, 16) for part in parts)
     count = whole.sum((1, 2))
-    usable = count >= whole[0].size / 4
+    usable = (count >= whole[0].size / 4) & ((whole & clipped).sum((1, 2)) <= 0.1 * count)
     if not usable.any():
         return None
     of_blocks = np.sqrt(np.where(whole, squares, 0).sum((1, 2))[usable] / count[usable])

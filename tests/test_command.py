@@ -130,7 +130,7 @@ def test_noise_is_estimated_or_what_was_given_is_doubted(folder):
     assert (path / "given.png").read_bytes() == (path / "restored.png").read_bytes()
     for given, doubted in ((0.5, True), (0.04, False), (0.07, False), (0.005, True)):
         assert (
-            f"BUT the picture's noise looks like {sigma:.2g}" in call("restore", "wave.png", "--sigma", given)
+            f"BUT the noise of the picture looks like {sigma:.2g}" in call("restore", "wave.png", "--sigma", given)
         ) == doubted
 
 
@@ -171,6 +171,8 @@ def test_samples_are_the_priors(prior, folder, options):
         ("restore true.png --mask holes.png", "to estimate the noise; give --sigma"),
         ("restore true.png --sigma 0.1 --mask inverted.png", "more than half is black, perhaps it is inverted"),
         ("restore true.png --sigma 0.1 --white 0", "--white: 0"),
+        ("restore true.png --sigma 0.1 --mask=", ".: not a file"),
+        ("restore true.png --sigma 0.1 --out folder.png", "--out folder.png"),
         ("restore true.png --sigma 0", "--sigma: 0: 0.0001 to 1"),
         ("restore true.png --sigma 0.1 --simulate --missing 0.5 --mask seen.png", "--missing"),
         ("restore true.png --sigma 0.1 --crop 0 0 22 10", "--crop"),
@@ -190,8 +192,9 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys,
     write(path / "inverted.png", 1 - read(path / "seen.png"))
     write(path / "holes.png", np.random.default_rng(0).random((21, 30)) > 0.5)
     (path / "text.txt").write_text("no picture")
+    (path / "folder.png").mkdir()
     save_network(PriorNetwork(SHAPE, 2, [4], "silu", None), path / "plain.safetensors")
-    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
     with pytest.raises(SystemExit) as caught:
         call(*words.split())
     code = caught.value.code
@@ -199,7 +202,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys,
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert said in message
-    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

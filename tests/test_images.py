@@ -66,3 +66,15 @@ def test_white_noise_is_estimated_on_a_smooth_picture_and_beside_holes(sigma):
         found = images.estimate_sigma(np.where(where, picture, 1.0), where)
         assert found == pytest.approx(sigma, rel=0.03)
     assert images.estimate_sigma(picture, draw.random(picture.shape) > 0.5) is None
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.2])
+def test_what_is_clipped_says_nothing_of_the_noise(sigma):
+    """A black frame and an overexposed sky."""
+    draw, (i, j) = np.random.default_rng(0), np.mgrid[:200, :300] / 300
+    picture = 0.5 + 0.2 * np.sin(5 * i + 3 * j) + sigma * draw.standard_normal((200, 300))
+    picture[:70] += 1.0
+    picture[-40:] = picture[:, :40] = 0
+    everywhere = np.ones(picture.shape, dtype=bool)
+    assert images.estimate_sigma(picture.clip(0, 1), everywhere) == pytest.approx(sigma, rel=0.06)
+    assert images.estimate_sigma(np.ones((40, 40)), everywhere[:40, :40]) is None

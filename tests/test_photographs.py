@@ -1,8 +1,11 @@
 """Files of every kind, by two writers, read as the one picture that they hold; damaged ones: test_abuse.py."""
 
+import struct
+import zlib
 from collections import Counter
 from itertools import product
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -175,8 +178,6 @@ def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
 
 
 def deep_png(file, samples: np.ndarray) -> None:
-    import imagecodecs
-
     file.write_bytes(imagecodecs.png_encode(samples))
 
 
@@ -235,7 +236,6 @@ def test_a_preview_is_not_the_picture(tmp_path, place):
         else:
             writer.write(full[::4, ::4], photometric="minisblack", subfiletype=1 if place == "first" else 0)
         writer.write(full, photometric="minisblack")
-        writer.write(255 - full, photometric="minisblack")
     np.testing.assert_array_equal(read_photograph(file), full)
 
 
@@ -266,8 +266,11 @@ def test_what_is_not_read_is_refused_with_the_cure(tmp_path, name, content, cure
         ({"data": np.zeros((9, 9), "c8"), "photometric": "minisblack"}, "64 bits"),
         ({"data": np.zeros((9, 9), "u2"), "photometric": "cfa"}, "raw data"),
         ({"data": np.zeros((9, 9, 3), "u1"), "photometric": "cielab"}, "CIELAB"),
-        ({"data": np.full((9, 9), 200.0), "photometric": "minisblack"}, "up to 200; in floats 1 is white"),
-        ({"data": np.full((9, 9), -3, "i2"), "photometric": "minisblack"}, "down to -3"),
+        (
+            {"data": np.full((9, 9), 200.0), "photometric": "minisblack"},
+            "from 200 to 200; 0 to 1 would be right",
+        ),
+        ({"data": np.full((9, 9), -3, "i2"), "photometric": "minisblack"}, "from -3 to -3; 0 to 32767"),
     ],
 )
 def test_a_tiff_of_another_kind_is_refused(tmp_path, options, said):
@@ -309,13 +312,122 @@ def test_masks(tmp_path, kind):
 @pytest.mark.parametrize(
     ("picture", "said"),
     [
-        (SEEN.astype(np.uint8), "no pixel is white, values go up to 1; 0 for what is missing and 255 for"),
-        (SEEN.astype(np.uint16), "values go up to 1; 0 for what is missing and 65535 for"),
+        (SEEN.astype(np.uint8), "no pixel is white, 1 at most; 0 for what is missing and 255 for"),
+        (SEEN.astype(np.uint16), "1 at most; 0 for what is missing and 65535 for"),
         (np.full(SEEN.shape, 255, np.uint8), "nothing is missing"),
-        ((80 + 100 * SEEN).astype(np.uint8), "many pixels are grey"),
+        (np.linspace(0, 255, SEEN.size).reshape(SEEN.shape).astype(np.uint8), "many pixels are grey"),
+        (np.dstack([0 * SEEN, 255 * ~SEEN]).astype(np.uint8), "all is black or transparent"),
     ],
 )
 def test_a_mask_that_says_nothing_is_refused(tmp_path, picture, said):
     Image.fromarray(picture).save(tmp_path / "mask.png")
     with pytest.raises(InputError, match=said):
         read_mask(tmp_path / "mask.png")
+
+
+def test_the_soft_edge_of_a_stroke_is_not_measured(tmp_path):
+    soft = np.where(SEEN, 255, 0)
+    soft[:, 4], soft[:, 8] = 200, 120
+    Image.fromarray(soft.astype(np.uint8)).save(tmp_path / "mask.png")
+    expected = SEEN.copy()
+    expected[:, [4, 8]] = False
+    with pytest.raises(InputError, match="many pixels are grey"):
+        read_mask(tmp_path / "mask.png")
+    Image.fromarray(np.pad(soft, ((0, 0), (0, 60)), constant_values=255).astype(np.uint8)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png")[:, :20], expected)
+
+
+def test_transparent_holes_of_a_photograph_are_told_and_are_its_mask(tmp_path, caplog):
+    alpha = np.where(DISC, 0, 255)
+    Image.fromarray(np.dstack([quantised(TRUTH, "8")[0], alpha]).astype(np.uint8)).save(tmp_path / "holes.png")
+    read_photograph(tmp_path / "holes.png")
+    assert f"holes.png: {DISC.mean():.1%} is transparent, and laid on white" in caplog.text
+    np.testing.assert_array_equal(read_mask(tmp_path / "holes.png"), ~DISC)
+
+
+@pytest.mark.parametrize("suffix", [".pgm", ".jp2"])
+def test_the_white_level_is_in_the_files_numbers(tmp_path, suffix):
+    """Pillow hands these on scaled to 16 bits."""
+    numbers, file = quantised(TRUTH, "12")[0], tmp_path / f"detector{suffix}"
+    if suffix == ".pgm":
+        file.write_bytes(f"P5 {WIDTH} {HEIGHT} 4095\n".encode() + numbers.astype(">u2").tobytes())
+    else:
+        file.write_bytes(imagecodecs.jpeg2k_encode(numbers, level=0, bitspersample=12, codecformat="jp2"))
+    for white, scale in ((None, 1), (4095, 1), (2 * 4095, 2)):
+        np.testing.assert_allclose(read_photograph(file, white) / 255, TRUTH / scale, atol=0.6 / 255)
+
+
+@pytest.mark.parametrize(
+    ("depth", "white", "doubted"), [("8", 4095, 1), ("16", 255, 1), ("16", 70000, 0), ("8", 240, 0)]
+)
+def test_a_white_level_that_does_not_fit_is_doubted(tmp_path, caplog, depth, white, doubted):
+    Image.fromarray(quantised(TRUTH, depth)[0]).save(tmp_path / "picture.png")
+    read_photograph(tmp_path / "picture.png", white)
+    assert caplog.text.count(f"with {white:g} as white; is it another level?") == doubted
+
+
+@pytest.mark.parametrize("suffix", [".jp2", ".ppm"])
+def test_colours_that_pillow_makes_shallow_are_refused(tmp_path, suffix):
+    numbers = np.full((HEIGHT, WIDTH, 3), 65535, np.uint16)
+    encoded = imagecodecs.jpeg2k_encode(numbers, level=0, codecformat="jp2")
+    header = f"P6 {WIDTH} {HEIGHT} 65535\n".encode()
+    (tmp_path / f"deep{suffix}").write_bytes(encoded if suffix == ".jp2" else header + numbers.tobytes())
+    with pytest.raises(InputError, match="colours deeper than 8 bits; PNG or TIFF would be right"):
+        read_photograph(tmp_path / f"deep{suffix}")
+
+
+def edited(file, tag: int, value: int | None = None) -> None:
+    """Overwrite one tag of a little-endian TIFF with one directory: its value, or, for None, its number."""
+    content = bytearray(file.read_bytes())
+    place = struct.unpack_from("<I", content, 4)[0]
+    for entry in range(struct.unpack_from("<H", content, place)[0]):
+        at = place + 2 + 12 * entry
+        number, kind, count = struct.unpack_from("<HHI", content, at)
+        if number == tag:
+            if value is None:
+                struct.pack_into("<H", content, at, 65000)
+            else:
+                inside = (
+                    at + 8 if count * (4 if kind == 4 else 2) <= 4 else struct.unpack_from("<I", content, at + 8)[0]
+                )
+                struct.pack_into("<I" if kind == 4 else "<H", content, inside, value)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("colour", ["minisblack", "rgb"])
+def test_without_a_photometric_tag_zero_is_black(tmp_path, colour):
+    numbers = quantised(TRUTH, "8")[0]
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([numbers] * 3) if colour == "rgb" else numbers, photometric=colour)
+    edited(tmp_path / "a.tif", 262)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.tif"), numbers)
+
+
+@pytest.mark.parametrize("tag", [273, 279])
+def test_a_tiff_with_a_missing_strip_is_refused(tmp_path, tag):
+    tifffile.imwrite(tmp_path / "a.tif", quantised(TRUTH, "8")[0], photometric="minisblack", rowsperstrip=8)
+    edited(tmp_path / "a.tif", tag, 0)
+    with pytest.raises(InputError, match="parts of the picture are missing"):
+        read_photograph(tmp_path / "a.tif")
+
+
+def test_the_number_of_pictures_is_told(tmp_path, caplog):
+    full = quantised(TRUTH, "8")[0]
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([full, 255 - full]), photometric="minisblack")
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.tif"), full)
+    assert f"a.tif: holds 2 pictures; the first of the largest is taken, {HEIGHT} × {WIDTH} pixels" in caplog.text
+
+
+def test_palettes_and_keys_of_few_bits(tmp_path):
+    bits = DISC.astype(np.uint8)
+    palette = (320, "H", 6, (65535, 10000) * 3, True)
+    tifffile.imwrite(tmp_path / "a.tif", DISC, photometric="minisblack", extratags=[palette])
+    edited(tmp_path / "a.tif", 262, 3)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.tif"), np.where(DISC, round(10000 / 257), 255))
+    raw = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 6:]).tobytes() for row in 2 * bits)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", WIDTH, HEIGHT, 2, 0, 0, 0, 0), b"tRNS": b"\0\2"}
+    chunks |= {b"IDAT": zlib.compress(raw), b"IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks.items():
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    (tmp_path / "key.png").write_bytes(content)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "key.png"), np.where(DISC, 255, 0))

@@ -1,12 +1,15 @@
 """Classical reconstructions, which a learned prior has to beat: all from a matrix K (m, n), y (N, m), in float64."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 
 def minimum_norm(matrix: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -137,34 +140,76 @@ class GaussianPrior:
 
 
 def fit_gaussian_prior(
-    patches: np.ndarray, basis: np.ndarray, components: int, iterations: int, seed: int
+    patches: np.ndarray,
+    basis: np.ndarray,
+    components: int = 1,
+    iterations: int = 1,
+    strength: float = 0.0,
+    seed: int = 0,
+    apart: bool = False,
 ) -> GaussianPrior:
-    """A Gaussian mixture of patches (N, n) by scikit-learn's expectation maximisation, which k-means starts.
+    """A Gaussian mixture of patches (N, n) by expectation maximisation, which k-means starts.
 
-    In standardised DCT coefficients, where the ridge of 1e-3 means the same for every frequency, and in float32, which
-    halves the time. `components` or, where k-means finds fewer clusters, as many as it finds.
+    In standardised DCT coefficients, where the ridge of 1e-3 means the same for every frequency. `components` or, where
+    k-means finds fewer clusters, as many as it finds. apart: the patch's mean is a Gaussian of its own, as EPLL leaves
+    it out of its mixture (Zoran & Weiss 2011).
     """
     coefficients = patches @ basis
     offset, scale = coefficients.mean(0), coefficients.std(0).clip(1e-3)
-    x, ridge = ((coefficients - offset) / scale).astype(np.float32), 1e-3
-    labels = clusters(x, components, seed)
-    parts = [x[labels == label] for label in np.unique(labels)]
-    weight = np.array([len(part) / len(x) for part in parts])
-    mean = np.stack([part.mean(0, dtype=float) for part in parts])
-    covariance = np.stack([np.cov(part.T, bias=True) + ridge * np.eye(len(basis)) for part in parts])
-    if len(parts) > 1:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
-
-        start = {"weights_init": weight, "means_init": mean, "precisions_init": np.linalg.inv(covariance)}
-        start = {name: value.astype(x.dtype) for name, value in start.items()}
-        model = GaussianMixture(len(parts), reg_covar=ridge, max_iter=iterations, **start)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # few iterations are as good on other patches
-            model.fit(x)
-        weight, mean, covariance = (found.astype(float) for found in (model.weights_, model.means_, model.covariances_))
+    x = torch.from_numpy((coefficients - offset) / scale).float()
+    first = int(apart)  # the DCT's first coefficient is the patch's mean
+    labels = torch.from_numpy(clusters(x[:, first:].numpy(), components, seed)).long()
+    share = torch.nn.functional.one_hot(labels).float()
+    weight, mean, covariance = expectation_maximisation(x[:, first:], share[:, share.any(0)], iterations, strength)
+    if apart:
+        mean = np.pad(mean, ((0, 0), (1, 0)))
+        covariance = np.pad(covariance, ((0, 0), (1, 0), (1, 0)))
+        covariance[:, 0, 0] = 1
     back = basis * scale
     return GaussianPrior(weight, (offset + scale * mean) @ basis.T, back @ covariance @ back.T)
+
+
+def expectation_maximisation(x: Tensor, share: Tensor, iterations: int, strength: float) -> tuple[np.ndarray, ...]:
+    """Weights (J,), means (J, n) and covariances (J, n, n) of a mixture of x (N, n), from each one's share (N, J).
+
+    Until the mean log-density of a patch gains less than 0.01 nats, or for so many iterations. Each covariance is
+    shrunk as if `strength` more patches had its own variances and all patches' correlations R:
+    (N_j C_j + s D_j R D_j) / (N_j + s). Ormoneit & Tresp 1998 regularise EM so; the target is of Ledoit & Wolf 2004.
+    """
+    ridge, last = 1e-3 * torch.eye(x.shape[1], dtype=x.dtype), -math.inf
+    for _ in range(iterations):
+        counts, parts = share.sum(0), []
+        for j in range(share.shape[1]):
+            rows = (share[:, j] > 1e-6).nonzero().squeeze(1)  # few of the patches: nearly each is of one component
+            own = share[rows, j]
+            mean = own @ x[rows] / own.sum()
+            offset = (x[rows] - mean) * own.sqrt()[:, None]
+            parts.append((mean, offset.T @ offset / own.sum()))
+        means, covariances = (torch.stack(part) for part in zip(*parts, strict=True))
+        pooled = torch.einsum("j,jab->ab", counts / counts.sum(), covariances) + ridge
+        size = pooled.diagonal().sqrt()
+        sizes = covariances.diagonal(dim1=1, dim2=2).sqrt()
+        target = sizes[:, :, None] * (pooled / size / size[:, None]) * sizes[:, None]
+        kept = (counts / (counts + strength))[:, None, None] if len(counts) > 1 else 1.0
+        covariances = kept * covariances + (1 - kept) * target + ridge
+        if len(counts) == 1:
+            break
+        factors, identity = torch.linalg.cholesky(covariances), torch.eye(x.shape[1], dtype=x.dtype)
+        roots = torch.linalg.solve_triangular(factors, identity.expand_as(factors), upper=False)
+        density = torch.stack(
+            [
+                count.log() + root.diagonal().log().sum() - 0.5 * ((x - mean) @ root.T).square_().sum(1)
+                for count, mean, root in zip(counts / counts.sum(), means, roots, strict=True)
+            ],
+            1,
+        )
+        total = density.logsumexp(1, keepdim=True)
+        share = (density - total).exp()
+        share = share[:, share.sum(0) > 1]  # a component of less than one patch is gone
+        if total.mean() < last + 0.01:
+            break
+        last = total.mean()
+    return tuple(part.double().numpy() for part in (counts / counts.sum(), means, covariances))
 
 
 def clusters(coefficients: np.ndarray, count: int, seed: int) -> np.ndarray:

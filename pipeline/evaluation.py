@@ -137,6 +137,16 @@ def cross_over(prior: Prior, x: Tensor, name: str, params: Params) -> tuple[Rows
     return rows, {}
 
 
+def weigh(prior: Prior, x: Tensor, name: str, params: Params) -> tuple[Rows, Images]:
+    """The errors of a range whose latent prior has one of the swept weights λ, on the patches of the crossover."""
+    few, seed, swept = x[: params.crossover.patches], params.seed, params.latent_weights.problem
+    (problem,) = pose({swept: params.problems[swept]}, few, seed)
+    weight = params.weighed()[name] * problem.sigma**2
+    plan = plan_of(prior.range, params.evaluate)
+    found = restore(prior.range, problem.operator, problem.y, problem.sigma, weight, plan, seed)
+    return {"range": reconstruction_measures(few, found.x)}, {}
+
+
 def log_likelihood(prior: Prior, x: Tensor, settings: Evaluate, seed: int) -> dict[str, float]:
     """log p(x) of dequantised patches in nats per pixel: the evidence with K = I and no noise; below it, its bounds."""
     plan = plan_of(prior, settings)

@@ -146,6 +146,11 @@ class Evaluate(Settings):
     likelihood_patches: Annotated[int, Field(ge=2, le=10_000_000)]  # one has no standard error
 
 
+class LatentWeights(Settings):
+    problem: str
+    factors: Annotated[list[Count], Field(min_length=2)]
+
+
 class Baselines(Settings):
     validation_patches: Count
     tikhonov_weights: Annotated[list[Weight], Field(min_length=1)]
@@ -153,8 +158,8 @@ class Baselines(Settings):
     tv_weights: Annotated[list[Weight], Field(min_length=1)]
     mixture_components: list[Annotated[int, Field(gt=1, le=1000)]]
     mixture_patches: Count | None
-    mixture_starts: Annotated[int, Field(gt=0, le=100)]
     mixture_iterations: Count
+    mixture_strength: NonNegative
     mixture_shrinkages: Annotated[list[Share], Field(min_length=1)]
 
 
@@ -200,6 +205,7 @@ class Params(Settings):
     ]
     evaluate: Evaluate
     crossover: Crossover
+    latent_weights: LatentWeights
     baselines: Baselines
     train_discriminative: TrainDiscriminative
     report: Report
@@ -209,6 +215,10 @@ class Params(Settings):
         """Compressed sensing at each number of measurements, under the names m_10, m_25, ..."""
         few, sigma = self.crossover.measurements, self.crossover.sigma
         return {f"m_{m}": CompressedSensing(operator="gaussian", measurements=m, sigma=sigma) for m in few}
+
+    def weighed(self) -> dict[str, int]:
+        """The factors of λ = factor · σ² that are swept, under the names weight_1, weight_10, ..."""
+        return {f"weight_{factor}": factor for factor in self.latent_weights.factors}
 
     def clashes(self) -> Iterator[str]:
         """What the keys allow one by one, and not together."""
@@ -232,7 +242,7 @@ class Params(Settings):
                 yield f"problems.{name}.factor = {problem.factor} does not divide extract_patches.patch_size = {sides}"
             if problem.operator == "gaussian" and problem.measurements > n:
                 yield f"problems.{name}.measurements = {problem.measurements}: a patch has {n} pixels"
-            if name in RESERVED or name in self.crossover_problems():
+            if name in RESERVED or name in self.crossover_problems() or name in self.weighed():
                 yield f"problems.{name}: the pipeline has another use for the name; choose another"
         if counts != sorted(set(counts)) or counts[-1] > n:
             yield f"crossover.measurements = {counts}: they must grow, up to the {n} pixels of a patch"
@@ -240,8 +250,10 @@ class Params(Settings):
             yield f"network.latent_size = {self.network.latent_size}: a patch has {n} pixels"
         if fitted is not None and max(self.baselines.mixture_components, default=0) > fitted:
             yield f"baselines.mixture_patches = {fitted}: fewer than a mixture has components"
-        if self.report.posterior not in self.problems:
-            yield f"report.posterior = {self.report.posterior!r} is none of problems: {', '.join(self.problems)}"
+        chosen = {"report.posterior": self.report.posterior, "latent_weights.problem": self.latent_weights.problem}
+        for key, name in chosen.items():
+            if name not in self.problems:
+                yield f"{key} = {name!r} is none of problems: {', '.join(self.problems)}"
 
 
 def _path(file: str) -> PurePosixPath:

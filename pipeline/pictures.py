@@ -85,6 +85,14 @@ def bar_figure(path: str | Path, table: pd.DataFrame, ylabel: str) -> None:
     save_figure(path, axis.figure)
 
 
+def sweep_figure(path: str | Path, table: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> None:
+    """A line for each row of the table, against its columns, which are numbers on a logarithmic axis."""
+    axis = table.T.plot(logx=True, marker="o", markersize=3, linewidth=1.2, figsize=(5.5, 3.4))
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.legend(fontsize=8)
+    save_figure(path, axis.figure)
+
+
 def crossover_figure(
     path: str | Path, ranges: pd.DataFrame, others: pd.DataFrame, beside: list[str], floors: dict[str, float]
 ) -> None:

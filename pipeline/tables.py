@@ -21,6 +21,7 @@ NAMES = {  # in the order of the tables
     "ae_raw": "autoencoder, raw N(0, I) codes",
     "pca": "PCA, same k",
     "gaussian": "linear Gaussian",  # after it the mixtures
+    "epll": "mixture, mean apart",
     "lasso_dct": "Lasso in the DCT",
     "tv": "total variation",
     "tikhonov": "Tikhonov",
@@ -134,7 +135,7 @@ def check_table(table: pd.DataFrame, params: Params) -> None:
         *product(PRIORS, ("range", "relaxed", "mean"), problems),
         *product(["pca"], ["range"], problems),
         *product(["gaussian", "lasso_dct", "minimum_norm"], ["none"], problems),
-        *product(PRIORS, ["range"], ["representation", "samples"]),
+        *product(PRIORS, ["range"], ["representation", "samples", *params.weighed()]),
         *product(PRIORS, ["relaxed"], ["likelihood"]),
         *product(["train", "test"], ["none"], ["patches"]),
         *[("floor", "none", "samples"), ("vae", "none", "training")],

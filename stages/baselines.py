@@ -21,18 +21,21 @@ from pipeline.run import run, set_up, steps
 
 
 def fit_mixtures(patches: np.ndarray, validation: np.ndarray, params: Params) -> dict[str, classical.GaussianPrior]:
-    """One Gaussian and the mixtures, of the start and the shrinkage by which validation patches are likeliest.
+    """One Gaussian and the mixtures, of the shrinkage by which validation patches are likeliest; patches: (N, h, w).
 
-    patches and validation: (N, h, w).
+    The largest one also with the patch's mean apart, as EPLL has it: `epll`.
     """
-    settings = params.baselines
-    fit = partial(classical.fit_gaussian_prior, patches.reshape(len(patches), -1), dct_basis(*patches.shape[1:]))
-    found = {"gaussian": fit(1, 0, params.seed)}
-    for count in steps(len(settings.mixture_components), "mixtures", settings.mixture_components):
-        seeds = range(params.seed, params.seed + settings.mixture_starts)
-        fits = (fit(count, settings.mixture_iterations, seed) for seed in seeds)
-        shrunk = (prior.shrunk(share) for prior in fits for share in settings.mixture_shrinkages)
-        found[f"mixture_{count}"] = classical.likeliest(shrunk, validation.reshape(len(validation), -1))
+    settings, basis = params.baselines, dct_basis(*patches.shape[1:])
+    patches, validation = (split.reshape(len(split), -1) for split in (patches, validation))
+    kinds = {"gaussian": (1, False), **{f"mixture_{count}": (count, False) for count in settings.mixture_components}}
+    if settings.mixture_components:
+        kinds["epll"] = max(settings.mixture_components), True
+    found, how = {}, (settings.mixture_iterations, settings.mixture_strength)
+    for name in steps(len(kinds), "mixtures", kinds):
+        count, apart = kinds[name]
+        prior = classical.fit_gaussian_prior(patches, basis, count, *how, params.seed, apart)
+        shrunk = (prior.shrunk(share) for share in settings.mixture_shrinkages if count > 1)
+        found[name] = classical.likeliest(shrunk, validation) if count > 1 else prior
     return found
 
 

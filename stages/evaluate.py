@@ -12,7 +12,7 @@ import torch
 
 from genprior.files import InputError
 from genprior.views import load
-from pipeline.evaluation import cross_over, log_likelihood, represent, solve
+from pipeline.evaluation import cross_over, log_likelihood, represent, solve, weigh
 from pipeline.files import write_array, write_metrics
 from pipeline.params import PRIORS, Params, load_params
 from pipeline.patches import draw_batch, draw_patches, load_patches
@@ -35,7 +35,8 @@ def work(name: str, params: Params, task: str) -> tuple[dict[str, dict], dict[st
         dequantised = draw_batch(test, settings.likelihood_patches, torch.Generator().manual_seed(seed))
         rows, images = {"relaxed": log_likelihood(prior, dequantised, settings, seed)}, {}
     else:
-        rows, images = (solve if task in params.problems else cross_over)(prior, x, task, params)
+        kind = solve if task in params.problems else weigh if task in params.weighed() else cross_over
+        rows, images = kind(prior, x, task, params)
     return rows, {kind: image.cpu().numpy() for kind, image in images.items()}
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     device = set_up(params)
     # Long ones first: what starts last ends last, and alone.
     posed = sorted(params.problems, key=lambda name: params.problems[name].operator not in ("identity", "blur"))
-    tasks = [*posed, "likelihood", *reversed(params.crossover_problems()), "representation"]
+    tasks = [*posed, "likelihood", *reversed(params.crossover_problems()), *params.weighed(), "representation"]
     processes = params.threads if device.type == "cpu" else 1
     found = side_by_side(partial(work, name, params), tasks, processes, f"evaluate {name}")
 

@@ -49,7 +49,9 @@ def read_estimates(table: pd.DataFrame, problems: list[str], x: np.ndarray) -> d
     """Methods' estimates (P, N, h, w) of patches x by their titles; of mixtures, that of most components."""
     files = {label(name): f"baselines/{name}" for name in ("minimum_norm", "lasso_dct", "pca", "gaussian")}
     counts = [int(name.removeprefix("mixture_")) for name in set(table.method) if name.startswith("mixture_")]
-    files |= {label(f"mixture_{count}"): f"baselines/mixture_{count}" for count in sorted(counts)[-1:]}
+    files |= {
+        label(name): f"baselines/{name}" for count in sorted(counts)[-1:] for name in (f"mixture_{count}", "epll")
+    }
     files[NAMES["discriminative"]] = "reconstructions/discriminative"
     files |= {label(name, c): f"reconstructions/{name}_{c}" for c in CONSTRAINTS for name in PRIORS}
     # Under `range` the representation of the truth comes before the problems.
@@ -81,6 +83,10 @@ def draw_errors(table: pd.DataFrame, x: np.ndarray, params: Params) -> None:
     bars = wide(compared[~compared.constraint.isin(["relaxed", "range"])], "psnr_db", list(params.problems)).T
     over = bars.sub(bars.pop(gaussian), axis=0)
     pictures.bar_figure(TARGET / "psnr.png", over, f"PSNR over the {gaussian}'s [dB]")
+    weighed = params.weighed()
+    swept = wide(compared[compared.constraint == "range"], "psnr_db", list(weighed)).rename(columns=weighed)
+    title = f"confined to a range: {params.latent_weights.problem.replace('_', ' ')}"
+    pictures.sweep_figure(TARGET / "latent_weight.png", swept, title, "λ / σ²", "PSNR [dB]")
     curves, few = crossover(compared, params.crossover.measurements), x[: params.crossover.patches]
     best = {name: read_array(f"data/reconstructions/{name}_range.npy")[0, : len(few)] for name in PRIORS}
     floors = {NAMES[name]: psnr_db(np.square(images - few).mean()) for name, images in best.items()}

@@ -87,6 +87,7 @@ def tiny(values: dict) -> dict:
     values["residual"] |= {"steps": 3, "batch_size": 16}
     values["evaluate"]["mean_samples"] = 20
     values["crossover"] |= {"measurements": [3, 6], "patches": 4}
+    values["latent_weights"]["problem"] = "cs_50"
     values["baselines"] |= {"validation_patches": 8, "tikhonov_weights": [0.1], "lasso_weights": [0.01]}
     values["baselines"] |= {"tv_weights": [0.01], "mixture_components": [2], "mixture_patches": 200}
     values["train_discriminative"] |= {"steps": 3, "batch_size": 16}

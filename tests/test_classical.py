@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from conftest import tiny
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from skimage.restoration import denoise_tv_chambolle
+from sklearn.mixture import GaussianMixture
 
 from genprior.files import InputError
 from genprior.images import dct_basis
@@ -142,7 +145,7 @@ def test_density_of_a_mixture_is_scipys(mixture):
 def test_one_component_has_the_moments_and_a_ridge_in_standardised_coefficients():
     draw, basis = np.random.default_rng(7), dct_basis(3, 3)
     coefficients = draw.normal(size=(500, 9)) @ draw.normal(size=(9, 9)) + 1
-    fitted = classical.fit_gaussian_prior(coefficients @ basis.T, basis, 1, 0, 0)
+    fitted = classical.fit_gaussian_prior(coefficients @ basis.T, basis)
     np.testing.assert_allclose(fitted.mean[0] @ basis, coefficients.mean(0), atol=1e-6)
     expected = np.cov(coefficients.T, bias=True) + 1e-3 * np.diag(coefficients.var(0))
     np.testing.assert_allclose(basis.T @ fitted.covariance[0] @ basis, expected, atol=1e-5)
@@ -154,7 +157,7 @@ def test_fitted_mixture_finds_faint_and_strong_patches(weights):
     chosen = draw.choice(2, size=8000, p=weights)
     spread = np.linspace(0.5, 1, 9) * scales[chosen][:, None]
     x = (2 + draw.normal(size=(8000, 9)) * spread) @ basis.T
-    fitted = classical.fit_gaussian_prior(x[:4000], basis, 2, 50, 0)
+    fitted = classical.fit_gaussian_prior(x[:4000], basis, 2, 50)
     order = np.trace(fitted.covariance, axis1=1, axis2=2).argsort()
     np.testing.assert_allclose(fitted.weight[order], weights, atol=0.03)
     np.testing.assert_allclose(fitted.mean[order][0] @ basis, 2, atol=0.05)
@@ -165,6 +168,53 @@ def test_fitted_mixture_finds_faint_and_strong_patches(weights):
     law = classical.GaussianPrior(np.array(weights), np.full((2, 9), 2.0), truth)
     excess = law.log_prob(x[4000:] @ basis) - fitted.log_prob(x[4000:])
     assert excess.mean() == pytest.approx(0, abs=0.05)
+
+
+def mixed(count: int) -> np.ndarray:
+    """Points of two Gaussians of different spread: (count, 5)."""
+    draw = np.random.default_rng(8)
+    factors = draw.normal(size=(2, 5, 5)) * np.array([0.2, 0.6])[:, None, None]
+    return np.einsum("ia,iab->ib", draw.normal(size=(count, 5)), factors[draw.integers(0, 2, count)])
+
+
+def test_expectation_maximisation_is_scikit_learns():
+    x, labels = torch.from_numpy(mixed(600)), np.arange(600) % 3
+    share = torch.from_numpy(np.eye(3)[labels]) + 0.1 * torch.rand(600, 3, generator=torch.Generator().manual_seed(0))
+    share = share / share.sum(1, keepdim=True)
+    torch.set_default_dtype(torch.float32)
+    start = classical.expectation_maximisation(x, share, 1, 0.0)
+    model = GaussianMixture(3, reg_covar=1e-3, max_iter=4, tol=0, weights_init=start[0], means_init=start[1])
+    model.precisions_init = np.linalg.inv(start[2])
+    with warnings.catch_warnings(action="ignore"):
+        model.fit(x.numpy())
+    found = classical.expectation_maximisation(x, share, 5, 0.0)
+    for ours, theirs in zip(found, (model.weights_, model.means_, model.covariances_), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_strength_shrinks_towards_own_variances_and_all_correlations():
+    x, chosen = mixed(300), np.arange(300) < 40
+    share = torch.from_numpy(np.stack([chosen, ~chosen], 1)).double()
+    torch.set_default_dtype(torch.float32)
+    _, _, found = classical.expectation_maximisation(torch.from_numpy(x), share, 1, 100.0)
+    own = [np.cov(part.T, bias=True) for part in (x[chosen], x[~chosen])]
+    pooled = 40 / 300 * own[0] + 260 / 300 * own[1] + 1e-3 * np.eye(5)
+    correlation = pooled / np.sqrt(np.outer(np.diag(pooled), np.diag(pooled)))
+    for count, covariance, shrunk in zip((40, 260), own, found, strict=True):
+        target = correlation * np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+        expected = (count * covariance + 100 * target) / (count + 100) + 1e-3 * np.eye(5)
+        np.testing.assert_allclose(shrunk, expected, atol=1e-10)
+
+
+def test_a_mixture_with_the_mean_apart_is_a_product_of_two_laws():
+    draw, basis = np.random.default_rng(9), dct_basis(3, 3)
+    c = draw.normal(size=(3000, 9)) * np.where(draw.random((3000, 1)) < 0.5, 0.3, 1.5) + np.eye(9)[0]
+    fitted = classical.fit_gaussian_prior(c @ basis.T, basis, 2, 30, 0.0, 0, apart=True)
+    mean, covariance = fitted.mean @ basis, basis.T @ fitted.covariance @ basis
+    np.testing.assert_allclose(mean[:, 0], c[:, 0].mean(), atol=1e-5)
+    np.testing.assert_allclose(covariance[:, 0, 0], c[:, 0].var(), rtol=1e-5)
+    np.testing.assert_allclose(covariance[:, 0, 1:], 0, atol=1e-9)
+    assert sorted(covariance[:, 1, 1]) == pytest.approx([0.09, 2.25], rel=0.15)
 
 
 def test_a_mixture_of_more_components_than_there_are_patches_is_refused(values, tmp_path, monkeypatch):

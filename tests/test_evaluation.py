@@ -10,11 +10,12 @@ from torch.distributions import MultivariateNormal
 import genprior
 from genprior.files import InputError
 from genprior.inversion import CONVERGED
+from genprior.networks import PriorNetwork
 from genprior.operators import Identity, gaussian_sensing
 from genprior.plan import Plan
 from genprior.views import Prior
 from pipeline import evaluation, vae
-from pipeline.params import Evaluate, Network, TrainSVAE
+from pipeline.params import Evaluate, LatentWeights, Network, TrainSVAE
 from pipeline.patches import to_unit
 from pipeline.problems import pose, reconstruction_measures
 from stages import train_svae
@@ -187,3 +188,25 @@ def test_lower_bounds_stand_in_order_below_the_likelihood(prior, x):
     exact = evaluation.log_likelihood(prior, x, SETTINGS, 0)["log_likelihood"]
     tighter = evaluation.lower_bounds(prior, x, 4, 0)["importance_bound"]
     assert bounds["elbo"] < tighter < bounds["importance_bound"] < exact + 0.02
+
+
+def test_a_weighed_range_is_its_closed_form(params, patches):
+    """Of a linear decoder without noise to speak of: G(z) = m + W z, z = (WᵀKᵀK W + λ)⁻¹ WᵀKᵀ(y - K m)."""
+    torch.manual_seed(0)
+    network = PriorNetwork((8, 8), 3, [4], "silu", "dct")
+    network.coefficients.fit(to_unit(patches))
+    for weights in (*network.decoder.body.parameters(), network.decoder.mean.weight):
+        weights.data.zero_()
+    network.requires_grad_(False)
+    x, name = to_unit(patches[:6]), "weight_100"
+    params = params.model_copy(
+        update={"latent_weights": LatentWeights(problem="cs_25", factors=[1, 100]), "evaluate": SETTINGS}
+    )
+    rows, _ = evaluation.weigh(Prior(network), x, name, params)
+    (problem,) = pose({"cs_25": params.problems["cs_25"]}, x, params.seed)
+    mean = network.decode(torch.zeros(1, 3)).flatten()
+    w = (network.decode(torch.eye(3)).flatten(1) - mean).T
+    k, weight = problem.operator.matrix, 100 * problem.sigma**2
+    z = torch.linalg.solve(w.T @ k.T @ k @ w + weight * torch.eye(3), (problem.y - k @ mean) @ k @ w, left=False)
+    expected = (mean + z @ w.T - x.flatten(1)).square().mean().item()
+    assert rows["range"]["mse"] == pytest.approx(expected, rel=1e-4)

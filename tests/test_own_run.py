@@ -29,7 +29,7 @@ def test_tests_pass_beside_a_run_of_ones_own(tmp_path, values):
 
     values = json.loads(json.dumps(tiny(values))) | {"seed": 7, "device": "auto"}
     values["problems"] = {"grain": values["problems"]["denoise"], "few": values["problems"]["cs_50"]}
-    values["report"]["posterior"] = "few"
+    values["report"]["posterior"] = values["latent_weights"]["problem"] = "few"
     values["extract_patches"] |= {"patch_size": [8, 16], "train": ["imgs/mine/è.png"], "image_size": [40, 50]}
     values["train_ae"] |= {"batch_size": None, "lr": 1e-05}
     (tmp_path / "imgs/mine").mkdir(parents=True)

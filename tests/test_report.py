@@ -27,18 +27,19 @@ from stages import report
 
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
-CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "tikhonov", "tv"]
+CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "epll", "tikhonov", "tv"]
 SAMPLES = ["coverage", "recall", "squared_mmd", "detail_db"]
 TRAINED = ["test_kl", "active_units", "test_psnr_db"]
 POSTERIOR = ["coverage_50", "coverage_90", "in_range_coverage_50", "in_range_coverage_90"]
 
 
-def metrics_keys(problems: list[str], counts: list[str]) -> list[tuple[str, ...]]:
+def metrics_keys(problems: list[str], counts: list[str], weights: list[str]) -> list[tuple[str, ...]]:
     """The keys of all metrics that the page shows."""
     every = [*problems, *counts]
     return [
         *product(NAMES, SUFFIXES, every, RESTORED),
         *product([*NAMES, "pca"], ["range"], ["representation"], RESTORED),
+        *product(NAMES, ["range"], weights, ["psnr_db"]),
         *product(CLASSICAL, ["none"], every, RESTORED),
         *product(["pca"], ["range"], every, RESTORED),
         *product(["discriminative"], ["none"], problems, RESTORED),
@@ -63,7 +64,7 @@ def write_run(folder: Path, params: Params) -> None:
     draw, sides = np.random.default_rng(0), params.extract_patches.patch_size
     problems, x = list(params.problems), params.evaluate.patches
     files = {}
-    for *keys, measure in metrics_keys(problems, list(params.crossover_problems())):
+    for *keys, measure in metrics_keys(problems, list(params.crossover_problems()), list(params.weighed())):
         reduce(lambda block, key: block.setdefault(key, {}), keys, files)[measure] = draw.normal(scale=9)
     for name, values in files.items():
         write_metrics(folder / f"metrics/{name}.json", {name: values})
@@ -157,7 +158,7 @@ def test_psnr_is_that_of_the_metrics_and_the_best_is_marked(ran, read):
         values = json.loads((ran / f"metrics/{prior}.json").read_text())[prior]
         for constraint, suffix in SUFFIXES.items():
             for problem, measures in values[constraint].items():
-                if not problem.startswith("m_") and problem != "likelihood":
+                if not problem.startswith(("m_", "weight_")) and problem != "likelihood":
                     cell = shown[name + suffix, problem.replace("_", " ")]
                     assert cell.strip("*").replace("−", "-") == f"{measures['psnr_db']:.2f}"
     for problem in head[1:]:
@@ -253,7 +254,9 @@ def test_table_holds_each_number_once_in_its_place(ran):
     assert table["gan", "samples", "range", "recall"] == values["sample"]["gan"]["range"]["recall"]
     assert table["vae", "chapter", "epoch_001", "kl"] == values["chapter"]["vae"]["epoch_001"]["kl"]
     assert ("vae", "training", "chapter", "test_kl") in table.index
-    assert len(table) == len(metrics_keys(["denoise", "super_resolution", "cs_50"], ["m_3", "m_6"]))
+    assert len(table) == len(
+        metrics_keys(["denoise", "super_resolution", "cs_50"], ["m_3", "m_6"], ["weight_1", "weight_10"])
+    )
 
 
 def test_fewer_measurements_is_the_shift_between_curves():

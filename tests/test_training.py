@@ -220,7 +220,7 @@ def test_residual_check_tells_variances_that_follow_the_patch_from_one_covarianc
 def test_network_for_one_problem_goes_on_from_the_linear_gaussian(patches):
     """Its last layer silenced, it is the Gaussian's posterior mean; trained, it beats that."""
     x = to_unit(patches)
-    gaussian = fit_gaussian_prior(x.flatten(1).double().numpy(), dct_basis(8, 8), 1, 1, 0)
+    gaussian = fit_gaussian_prior(x.flatten(1).double().numpy(), dct_basis(8, 8))
     prior = torch.from_numpy(gaussian.mean[0]), torch.from_numpy(gaussian.covariance[0])
     problem = pose({"sensing": CompressedSensing(operator="gaussian", measurements=5, sigma=0.01)}, x, 0)[0]
     settings = TrainDiscriminative(steps=300, batch_size=128, lr=0.003, hidden=[64])

@@ -8,6 +8,9 @@ unexport PYTHONDONTWRITEBYTECODE
 repro: .venv/ready  ## run what has changed since the last run (default)
 	dvc repro
 
+quick: .venv/ready  ## run every stage at small size, in a copy: two minutes
+	@python -m tools.quick
+
 setup: .venv/ready  ## make .venv and nothing else
 
 report: .venv/ready  ## bring the report up to date and say where its page is
@@ -51,4 +54,4 @@ help:  ## list the targets
 	.venv/bin/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.PHONY: repro setup report test lint pr-report wheel lock help
+.PHONY: repro quick setup report test lint pr-report wheel lock help

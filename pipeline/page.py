@@ -95,13 +95,16 @@ def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[
         return cells(wide(table, measure, [*more, *problems]), measure, marked)
 
     sets = by_method(table, "samples", ["coverage", "coverage_error", "density", "precision", "recall"])
+    drawn = ["coverage", "detail_db"]
     distances = ["squared_mmd", "mmd_p_value", "sliced_wasserstein", "detail_db", "distance_to_train"]
     confined = table[table.constraint == "range"]
     errors = pd.concat([wide(confined, "mse", ["representation"]), wide(confined, "added_mse", problems)], axis=1)
     curves = crossover(with_prior(table), counts)
-    of_vae = table[table.method == "vae"]
+    of_vaes = table[table.method.isin(["vae", "svae"])]
+    compared = with_prior(table[table.constraint.isin(["mean", "none"])])
     residuals = ["residual_log_likelihood", "residual_log_likelihood_constant"]
     return {
+        "restored": cells(wide(compared, "psnr_db", problems), "psnr_db", True),
         "psnr": problemwise("psnr_db", "representation", marked=True),
         "relative": problemwise("relative_error", "representation", marked=True),
         "residual": problemwise("residual_over_sigma"),
@@ -111,6 +114,7 @@ def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[
         "distributions": cells(
             by_method(table, "samples", distances), marked=[distances[i] for i in (0, 2, 3)], aim=FLOOR
         ),
+        "drawn": cells(by_method(table, "samples", drawn), marked=drawn, aim=FLOOR),
         "codes": cells(by_method(table, "samples", ["active_codes", "kl_nats"])),
         "errors": cells(errors.dropna(), "mse"),
         "solver": problemwise("solver_gap"),
@@ -119,7 +123,7 @@ def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[
         "bounds": cells(by_method(table, "likelihood", ["elbo", "importance_bound", "log_likelihood"]).dropna()),
         "coverage_90": intervals(table, "coverage_90", problems),
         "coverage_50": intervals(table, "coverage_50", problems),
-        "weightings": cells(by_method(of_vae, "training", ["test_kl", "active_units", "test_psnr_db"])),
+        "weightings": cells(by_method(of_vaes, "training", ["test_kl", "active_units", "test_psnr_db"])),
         "residuals": cells(by_method(table, "training", residuals)),
     }
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.params import Params
+from pipeline.params import PRIORS, Params
 
 ROOT = Path(__file__).parent.parent
 PARAMS = Path(__file__).parent / "params.yaml"  # not the checkout's, which may be those of somebody's own run
@@ -77,8 +77,8 @@ def tiny(values: dict) -> dict:
         "max_patches": 300,
     }
     values["network"] |= {"latent_size": 3, "hidden": [8]}
-    for name in ("train_ae", "train_vae", "train_svae", "train_gan"):
-        values[name] |= {"steps": 3, "batch_size": 16}
+    for name in PRIORS:
+        values[f"train_{name}"] |= {"steps": 3, "batch_size": 16}
     values["train_gan"]["chapter_steps"] = values["train_vae"]["chapter_steps"] = 2
     values["sample"]["count"] = 20
     quick = {"starts": 2, "iterations": 2}

@@ -165,8 +165,15 @@ def test_psnr_is_that_of_the_metrics_and_the_best_is_marked(ran, read):
         values = {m: float(c.strip("*").replace("−", "-")) for (m, p), c in shown.items() if p == problem and c}
         best = {m for m, value in values.items() if value == max(values.values())}
         assert {m for (m, p), cell in shown.items() if p == problem and cell.startswith("*")} == best
-    # the index has the same cells
-    assert "| VAE | " + " | ".join(re.sub(r"^\*(.*)", r"**\1**", shown["VAE", p]) for p in head[1:]) + " |" in index
+    # the index has the same cells, those of posterior means and classical methods first
+    line = "| VAE | " + " | ".join(re.sub(r"^\*(.*)", r"**\1**", shown["VAE", p]) for p in head[1:]) + " |"
+    short, *folded = index.split("<details>")
+    assert line in folded[0]
+    assert re.findall(r"^\| (?:VAE|PCA|linear|minimum).*?(?= \|)", short, re.MULTILINE) == [
+        "| VAE, posterior mean",
+        "| linear Gaussian",
+    ]
+    assert len(folded) == index.count("</summary>\n\n") == index.count("\n\n</details>")  # as GitHub wants it
 
 
 def test_every_table_is_whole_and_every_parameter_stands_as_text(ran, text, read):

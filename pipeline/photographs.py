@@ -52,7 +52,7 @@ def comparison(x: np.ndarray, estimates: Mapping[str, np.ndarray], problems: Seq
     """
     owners = torch.from_numpy(read_array("data/patches/test_photographs.npy"))
     owners = different_patches(owners, len(x), torch.Generator().manual_seed(seed)).numpy()
-    reference, rows = [title for title in estimates if "Gaussian" in title][-1], {}
+    reference, rows = [title for title in estimates if "Gaussian" in title or "mixture" in title][-1], {}
     for i in range(len(problems)):
         psnr = psnr_by_photograph(x, {title: array[i] for title, array in estimates.items()}, owners)
         for method, found in paired(psnr, reference).iterrows():

@@ -78,7 +78,7 @@ def curve_figure(path: str | Path, panels: dict[str, tuple[pd.DataFrame, list[st
 
 def bar_figure(path: str | Path, table: pd.DataFrame, ylabel: str) -> None:
     """Grouped bars from 0: one group for each row of the table, one colour for each column."""
-    axis = table.plot.bar(figsize=(1.25 * len(table) + 1.5, 3.2), width=0.82, rot=20)
+    axis = table.plot.bar(figsize=(1.25 * len(table) + 1.5, 3.2), width=0.82, rot=20, colormap="tab20")
     axis.set(xlabel="", ylabel=ylabel)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from genprior.files import InputError
-from pipeline.files import flat
+from pipeline.files import flat, read_array
 from pipeline.params import PRIORS, Params
 
 WITHOUT_PRIOR = ["minimum_norm", "tikhonov"]  # whose error is of another order
@@ -125,6 +125,15 @@ def read_curve(name: str, columns: list[str]) -> pd.DataFrame:
         return pd.read_csv(path)[["step", *columns]].astype(float)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a curve of {', '.join(columns)}: {' '.join(str(error).split())}") from None
+
+
+def read_images(name: str, *shape: int | None) -> np.ndarray:
+    """An array under data/ of this shape, None for any length but 0; InputError where it has another."""
+    array = read_array(f"data/{name}.npy")
+    if array.ndim != len(shape) or any(m not in (None, n) or n == 0 for n, m in zip(array.shape, shape, strict=True)):
+        wanted = str(tuple("any" if n is None else n for n in shape)).replace("'", "")
+        raise InputError(f"data/{name}.npy: {array.shape}; {wanted} would be right")
+    return array
 
 
 def check_table(table: pd.DataFrame, params: Params) -> None:

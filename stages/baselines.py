@@ -26,13 +26,12 @@ def fit_mixtures(patches: np.ndarray, validation: np.ndarray, params: Params) ->
     The largest one also with the patch's mean apart, as EPLL has it: `epll`.
     """
     settings, basis = params.baselines, dct_basis(*patches.shape[1:])
+    counts = settings.mixture_components
     patches, validation = (split.reshape(len(split), -1) for split in (patches, validation))
-    kinds = {"gaussian": (1, False), **{f"mixture_{count}": (count, False) for count in settings.mixture_components}}
-    if settings.mixture_components:
-        kinds["epll"] = max(settings.mixture_components), True
+    kinds = {"gaussian": (1, False), **{f"mixture_{count}": (count, False) for count in counts}}
+    kinds |= {"epll": (max(counts), True)} if counts else {}
     found, how = {}, (settings.mixture_iterations, settings.mixture_strength)
-    for name in steps(len(kinds), "mixtures", kinds):
-        count, apart = kinds[name]
+    for name, (count, apart) in steps(len(kinds), "mixtures", kinds.items()):
         prior = classical.fit_gaussian_prior(patches, basis, count, *how, params.seed, apart)
         shrunk = (prior.shrunk(share) for share in settings.mixture_shrinkages if count > 1)
         found[name] = classical.likeliest(shrunk, validation) if count > 1 else prior
@@ -112,8 +111,7 @@ def main() -> None:
     best = mean + (x.flatten(1).double().numpy() - mean) @ np.linalg.pinv(components).T @ components.T
     values["pca"]["representation"] = reconstruction_measures(x, torch.from_numpy(best).reshape(x.shape))
 
-    constraint = {"pca": "range"}
-    write_metrics("metrics/baselines.json", {m: {constraint.get(m, "none"): found} for m, found in values.items()})
+    write_metrics("metrics/baselines.json", {m: {"range" if m == "pca" else "none": v} for m, v in values.items()})
     for method in values:
         write_array(f"data/baselines/{method}.npy", np.stack([solved[name][method][1] for name in params.problems]))
 

@@ -1,9 +1,6 @@
-"""The chapter's own worked examples, with the library's pieces, into metrics/chapter.json.
+"""The chapter's own worked examples, with the library's pieces, into metrics/chapter.json; the seed is always 0.
 
-On the chapter's photograph the numbers are the chapter's to every digit that it prints; its seed is always 0.
-"""
-
-from pathlib import Path
+On the chapter's photograph the numbers are the chapter's to every digit that it prints."""
 
 import torch
 from torch import Tensor
@@ -18,7 +15,7 @@ from pipeline.params import load_params
 from pipeline.run import run, set_up
 
 
-def chapter_patches(file: str | Path) -> Tensor:
+def chapter_patches(file: str) -> Tensor:
     """The chapter's 16 patches of 16 × 16 from a photograph resized to 48 × 48: (16, 256) in [0, 1]."""
     image = images.resize(read_photograph(file), [48, 48])[:40, :40]  # offsets 0, 8, 16, 24
     return torch.from_numpy(images.cut_patches(image, [16, 16], 8)).flatten(1).float() / 255
@@ -113,7 +110,7 @@ def gan_losses() -> dict[str, float | dict[str, float]]:
 def main() -> None:
     params = load_params("params.yaml")
     set_up(params.model_copy(update={"device": "cpu"}))  # seconds of work, and the chapter's numbers are a CPU's
-    data = chapter_patches(photograph(params.chapter.image))
+    data = chapter_patches(str(photograph(params.chapter.image)))
     printed = {"autoencoder": autoencoder(data), "vae": variational_autoencoder(data)}
     printed |= {cell.__name__: cell() for cell in (elbo, reparameterisation, gan_1d, gan_losses)}
     write_metrics("metrics/chapter.json", {"chapter": printed}, digits=17)  # rounded above, as the chapter prints it

@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from genprior.files import InputError
 from genprior.images import psnr_db, tile
 from genprior.photographs import read_photograph
-from pipeline import page, pictures
+from pipeline import page, pictures, tables
 from pipeline.files import read_array, write_csv, write_text
 from pipeline.params import Params, load_params
 from pipeline.patches import draw_patches, load_patches
 from pipeline.photographs import comparison
 from pipeline.run import run
-from pipeline.tables import NAMES, PRIORS, check_table, crossover, label, read_curve, read_table, wide, with_prior
+from pipeline.tables import NAMES, PRIORS, crossover, label, wide, with_prior
 
 TARGET = Path("data/report")
 CONSTRAINTS = ("range", "relaxed", "mean")
@@ -36,15 +35,6 @@ CURVES = {  # picture: panel: a file of data/curves/, and its columns
 }
 
 
-def read_images(name: str, *shape: int | None) -> np.ndarray:
-    """An array under data/ of this shape, None for any length but 0; InputError where it has another."""
-    array = read_array(f"data/{name}.npy")
-    if array.ndim != len(shape) or any(m not in (None, n) or n == 0 for n, m in zip(array.shape, shape, strict=True)):
-        wanted = str(tuple("any" if n is None else n for n in shape)).replace("'", "")
-        raise InputError(f"data/{name}.npy: {array.shape}; {wanted} would be right")
-    return array
-
-
 def read_estimates(table: pd.DataFrame, problems: list[str], x: np.ndarray) -> dict[str, np.ndarray]:
     """Methods' estimates (P, N, h, w) of patches x by their titles; of mixtures, that of most components."""
     files = {label(name): f"baselines/{name}" for name in ("minimum_norm", "lasso_dct", "pca", "gaussian")}
@@ -56,7 +46,7 @@ def read_estimates(table: pd.DataFrame, problems: list[str], x: np.ndarray) -> d
     files |= {label(name, c): f"reconstructions/{name}_{c}" for c in CONSTRAINTS for name in PRIORS}
     # Under `range` the representation of the truth comes before the problems.
     ahead = {title: int(file.endswith("_range")) for title, file in files.items()}
-    read = {title: read_images(file, len(problems) + ahead[title], *x.shape) for title, file in files.items()}
+    read = {title: tables.read_images(file, len(problems) + ahead[title], *x.shape) for title, file in files.items()}
     return {title: array[ahead[title] :] for title, array in read.items()}
 
 
@@ -97,20 +87,20 @@ def draw_errors(table: pd.DataFrame, x: np.ndarray, params: Params) -> None:
 
 def main() -> None:
     params = load_params("params.yaml")
-    problems, table = list(params.problems), read_table()
-    check_table(table, params)
+    problems, table = list(params.problems), tables.read_table()
+    tables.check_table(table, params)
     x = draw_patches(load_patches("data/patches/test.npy", "cpu"), params.evaluate.patches, params.seed)
     x = x.squeeze(1).numpy()
     drawn = table.loc[(table.problem == "samples") & (table.method != "floor"), ["method", "constraint"]]
     files = {"real patches": "real"} | {label(m, c): f"{m}_{c}" for m, c in drawn.drop_duplicates().values}
-    samples = {title: read_images(f"samples/{file}", None, *x.shape[1:]) for title, file in files.items()}
+    samples = {title: tables.read_images(f"samples/{file}", None, *x.shape[1:]) for title, file in files.items()}
     curves = {
-        name: {title: (read_curve(*curve), curve[1]) for title, curve in panels.items()}
+        name: {title: (tables.read_curve(*curve), curve[1]) for title, curve in panels.items()}
         for name, panels in CURVES.items()
     }
     estimates = read_estimates(table, problems, x)
     shape = (len(problems), None, 6, *x.shape[1:])  # four samples, their mean, their standard deviation
-    posteriors = {name: read_images(f"reconstructions/{name}_posterior", *shape) for name in PRIORS}
+    posteriors = {name: tables.read_images(f"reconstructions/{name}_posterior", *shape) for name in PRIORS}
 
     pictures.panel_figure(TARGET / "samples.png", {title: tile(grid[:100], 10) for title, grid in samples.items()}, 3)
     for kind in ("interpolation", "traversal", "neighbours"):

@@ -90,12 +90,9 @@ def noise_of(y: np.ndarray, seen: np.ndarray, args: argparse.Namespace) -> tuple
         sigma = min(max(float(f"{estimated:.2g}"), LEAST_SIGMA), 1.0)
         return sigma, f"sigma = {sigma:g}, estimated"
     given = f"sigma = {args.sigma:g}"
-    if args.simulate or estimated is None or args.sigma / 2 <= estimated <= 3 * args.sigma:
-        return args.sigma, given
-    return (
-        args.sigma,
-        f"{given}, BUT the noise of the picture looks like {estimated:.2g}: without --sigma it is estimated",
-    )
+    if not (args.simulate or estimated is None or args.sigma / 2 <= estimated <= 3 * args.sigma):
+        given += f", but the noise of the picture looks like {estimated:.2g}: without --sigma it is estimated"
+    return args.sigma, given
 
 
 def load(args: argparse.Namespace) -> View:

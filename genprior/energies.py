@@ -179,8 +179,8 @@ def structured(view: object, observation: Observation) -> Covariance:
     """S with all the structure that the prior's Σ and the operator's K state."""
     problem = observation.operator
     if view.covariance == "diagonal":
-        stated = view.basis_kind in problem.orthogonal_in and has_orthogonal_columns(observation.in_basis)
-        return Diagonal(observation) if stated else Dense(observation)
+        known = view.basis_kind in problem.orthogonal_in and has_orthogonal_columns(observation.in_basis)
+        return Diagonal(observation) if known else Dense(observation)
     if problem.axes is None:
         return Scaled(observation, view.scale_fields)
     axes = tuple(axis.to(observation.y) for axis in problem.axes)  # () for K = I

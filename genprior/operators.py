@@ -2,7 +2,7 @@
 
 An operator has `A(x)`: patches (N, 1, h, w) -> y (N, ...), and, where it is linear, `A_adjoint(y)`: y -> (N, 1, h, w),
 with the same K for the whole batch, as `genprior.problem` checks. deepinv's physics have this interface. An operator
-may state what makes S cheaper: `orthogonal_in`, the bases U ("dct", "pixel") in which the columns of K U are
+may state what makes S cheaper: `orthogonal_in`, the bases U, here the "dct", in which the columns of K U are
 orthogonal, and `axes`, K_h (h, h) and K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
 """
 
@@ -28,7 +28,7 @@ class LinearOperator(Protocol):
 class Identity(nn.Module):
     """K = I: denoising."""
 
-    orthogonal_in, axes = ("dct", "pixel"), ()
+    orthogonal_in, axes = ("dct",), ()
 
     def A(self, x: Tensor) -> Tensor:
         return x
@@ -39,8 +39,6 @@ class Identity(nn.Module):
 
 class Inpainting(nn.Module):
     """Some pixels are measured: K picks them; y is (N, m). mask: bool, (h, w), True where measured."""
-
-    orthogonal_in = ("pixel",)
 
     def __init__(self, mask: Tensor):
         super().__init__()

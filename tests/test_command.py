@@ -130,7 +130,7 @@ def test_noise_is_estimated_or_what_was_given_is_doubted(folder):
     assert (path / "given.png").read_bytes() == (path / "restored.png").read_bytes()
     for given, doubted in ((0.5, True), (0.04, False), (0.07, False), (0.005, True)):
         assert (
-            f"BUT the noise of the picture looks like {sigma:.2g}" in call("restore", "wave.png", "--sigma", given)
+            f"but the noise of the picture looks like {sigma:.2g}" in call("restore", "wave.png", "--sigma", given)
         ) == doubted
 
 

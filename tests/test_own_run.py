@@ -19,7 +19,8 @@ READERS += ["tests/test_report.py::test_metrics_of_the_last_run_are_in_the_regis
 
 
 @pytest.mark.process
-def test_tests_pass_beside_a_run_of_ones_own(tmp_path, values):
+def test_tests_pass_beside_a_run_of_ones_own(tmp_path, values, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)  # there a run is no one's own
     copy_checkout(tmp_path)
     for name in ("metrics", "data", "imgs/mine"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)

@@ -31,6 +31,7 @@ _PLACES = {
     "measure": "restoration",
     "posterior": "restoration",
     "restore": "restoration",
+    "restore_image": "splitting",
 }
 __all__ = [*_PLACES, "operators"]
 

@@ -160,6 +160,13 @@ def energy_of(view: object, operator: object, y: object, sigma: float, latent_we
     return _energy(view, problem, precision)
 
 
+def denoising_energy(view: object, patches: Tensor, level: float) -> Energy:
+    """The energy of patches (N, 1, h, w) = x + level · e, e ~ N(0, I), in the view's precision, unchecked."""
+    identity = torch.eye(patches[0].numel()).to(view.basis)
+    rows = patches.flatten(1)
+    return _energy(view, Problem(lambda x: x.flatten(1), rows, level, identity, ("dct",), ()), 1.0)
+
+
 def _energy(view: object, problem: Problem, precision: float) -> Energy:
     """In the precision of the view."""
     y, sigma, matrix = problem.y.to(view.basis), problem.sigma, problem.matrix

@@ -82,7 +82,8 @@ def find_prior(name: str | Path) -> Path:
     Raises InputError that says which there are.
     """
     package = Path(__file__).parent
-    folders = (package / "models", package.parent / "data/models")  # in a wheel; in a checkout, after `dvc repro`
+    # in a wheel; in a checkout, after `dvc repro`
+    folders = (package / "models", package.parent / "data/models", package.parent / "data/baselines")
     if Path(name).name == str(name) and not Path(name).suffix:
         files = [folder / f"{name}.safetensors" for folder in folders]
     else:

@@ -125,3 +125,57 @@ def as_matrix(operator: LinearOperator, shape: tuple[int, int], like: Tensor | N
     n = shape[0] * shape[1]
     identity = torch.eye(n) if like is None else torch.eye(n, dtype=like.dtype, device=like.device)
     return operator.A(identity.reshape(n, 1, *shape)).flatten(1).T.contiguous()
+
+
+class Convolution(nn.Module):
+    """Blur by a kernel (a, b), then every `factor`-th pixel of both axes: y is (N, 1, ⌈h / factor⌉, ⌈w / factor⌉).
+
+    shape: (h, w) of the image. border: "circular", the image repeats; or "cut", y has the pixels alone that the whole
+    kernel sees, (h - a + 1, w - b + 1) before `factor`. The kernel's middle is its origin; even sides have it below.
+    """
+
+    def __init__(self, shape: tuple[int, int], kernel: Tensor, factor: int = 1, border: str = "circular"):
+        super().__init__()
+        if kernel.ndim != 2 or any(size > side for size, side in zip(kernel.shape, shape, strict=True)):
+            raise InputError(f"kernel: {tuple(kernel.shape)}; (a, b) no larger than the image, {shape}, would be right")
+        if border not in ("circular", "cut"):
+            raise InputError(f"border = {border}: circular or cut would be right")
+        self.shape, self.factor, (a, b) = tuple(shape), factor, kernel.shape
+        padded = torch.zeros(*shape, dtype=torch.float64)
+        padded[:a, :b] = kernel
+        padded = padded.roll((-((a - 1) // 2), -((b - 1) // 2)), (0, 1))
+        self.register_buffer("spectrum", torch.fft.rfft2(padded).to(torch.complex64))
+        self.kept = tuple(
+            slice(size - 1 - (size - 1) // 2, side - (size - 1) // 2, factor) if border == "cut" else slice(0, side, factor)
+            for size, side in zip(kernel.shape, shape, strict=True)
+        )
+
+    def _filtered(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, self.shape).to(x.dtype)
+
+    def A(self, x: Tensor) -> Tensor:
+        return self._filtered(x, self.spectrum)[:, :, self.kept[0], self.kept[1]]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        x = y.new_zeros(len(y), 1, *self.shape)
+        x[:, :, self.kept[0], self.kept[1]] = y
+        return self._filtered(x, self.spectrum.conj())
+
+
+class FourierSampling(nn.Module):
+    """Some coefficients of the orthonormal 2-D Fourier transform, as MRI measures them: y is complex, (N, m).
+
+    mask: bool, (h, w), True at the measured frequencies, in the order of numpy.fft.fft2.
+    """
+
+    def __init__(self, mask: Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def A(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x, norm="ortho")[:, 0, self.mask]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        spectrum = y.new_zeros(len(y), 1, *self.mask.shape)
+        spectrum[:, 0, self.mask] = y
+        return torch.fft.ifft2(spectrum, norm="ortho").real

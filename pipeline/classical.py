@@ -3,13 +3,13 @@
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from genprior.mixture import GaussianMixture
 
 
 def minimum_norm(matrix: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -102,43 +102,6 @@ def _divergence(field: np.ndarray) -> np.ndarray:
     return np.diff(field[0], axis=1, prepend=0) + np.diff(field[1], axis=2, prepend=0)
 
 
-@dataclass(frozen=True)
-class GaussianPrior:
-    """x ~ Σ_j w_j N(μ_j, C_j): weight (J,), mean (J, n), covariance (J, n, n). J = 1 is the linear Gaussian prior."""
-
-    weight: np.ndarray
-    mean: np.ndarray
-    covariance: np.ndarray
-
-    def shrunk(self, share: float) -> "GaussianPrior":
-        """Every covariance moved towards their weighted mean by `share` in [0, 1]."""
-        pooled = np.einsum("j,jab->ab", self.weight, self.covariance)
-        return GaussianPrior(self.weight, self.mean, (1 - share) * self.covariance + share * pooled)
-
-    def condition(self, matrix: np.ndarray, y: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-        """E[x | y] and log p(y) in nats for y = K x + e, e ~ N(0, σ² I): (N, m) -> (N, n), (N,).
-
-        E[x | y] = Σ_j p(j | y) (μ_j + C_j Kᵀ S_j⁻¹ (y - K μ_j)), S_j = K C_j Kᵀ + σ² I: the best reconstructor there
-        is, in the mean square, for patches of this law.
-        """
-        log_joint, means = [], []
-        for weight, mean, covariance in zip(self.weight, self.mean, self.covariance, strict=True):
-            cross = covariance @ matrix.T
-            s = matrix @ cross + sigma**2 * np.eye(len(matrix))
-            residual = y - mean @ matrix.T
-            solved = np.linalg.solve(s, residual.T).T
-            log_determinant = np.linalg.slogdet(2 * np.pi * s)[1]
-            log_joint.append(np.log(weight) - 0.5 * ((residual * solved).sum(1) + log_determinant))
-            means.append(mean + solved @ cross.T)
-        evidence = logsumexp(log_joint, axis=0)
-        share = np.exp(np.array(log_joint) - evidence)
-        return np.einsum("ji,jin->in", share, np.array(means)), evidence
-
-    def log_prob(self, x: np.ndarray) -> np.ndarray:
-        """log p(x) in nats: (N, n) -> (N,)."""
-        return self.condition(np.eye(x.shape[1]), x, 0.0)[1]
-
-
 def fit_gaussian_prior(
     patches: np.ndarray,
     basis: np.ndarray,
@@ -147,7 +110,7 @@ def fit_gaussian_prior(
     strength: float = 0.0,
     seed: int = 0,
     apart: bool = False,
-) -> GaussianPrior:
+) -> GaussianMixture:
     """A Gaussian mixture of patches (N, n) by expectation maximisation, which k-means starts.
 
     In standardised DCT coefficients, where the ridge of 1e-3 means the same for every frequency. `components` or, where
@@ -166,7 +129,7 @@ def fit_gaussian_prior(
         covariance = np.pad(covariance, ((0, 0), (1, 0), (1, 0)))
         covariance[:, 0, 0] = 1
     back = basis * scale
-    return GaussianPrior(weight, (offset + scale * mean) @ basis.T, back @ covariance @ back.T)
+    return GaussianMixture(weight, (offset + scale * mean) @ basis.T, back @ covariance @ back.T)
 
 
 def expectation_maximisation(x: Tensor, share: Tensor, iterations: int, strength: float) -> tuple[np.ndarray, ...]:
@@ -229,6 +192,6 @@ def clusters(coefficients: np.ndarray, count: int, seed: int) -> np.ndarray:
         return model.fit_predict(np.sqrt(np.abs(coefficients)))
 
 
-def likeliest(priors: Iterable[GaussianPrior], patches: np.ndarray) -> GaussianPrior:
+def likeliest(priors: Iterable[GaussianMixture], patches: np.ndarray) -> GaussianMixture:
     """The prior of the largest mean log-density over patches (N, n)."""
     return max(priors, key=lambda prior: prior.log_prob(patches).mean())

@@ -3,6 +3,7 @@
 Problems are solved side by side in up to `threads` processes of one thread each.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from genprior.files import InputError
 from genprior.images import dct_basis
+from genprior.mixture import GaussianMixture, save_mixture
 from genprior.operators import as_matrix
 from pipeline import classical
 from pipeline.files import write_array, write_metrics
@@ -20,7 +22,7 @@ from pipeline.processes import side_by_side
 from pipeline.run import run, set_up, steps
 
 
-def fit_mixtures(patches: np.ndarray, validation: np.ndarray, params: Params) -> dict[str, classical.GaussianPrior]:
+def fit_mixtures(patches: np.ndarray, validation: np.ndarray, params: Params) -> dict[str, GaussianMixture]:
     """One Gaussian and the mixtures, of the shrinkage by which validation patches are likeliest; patches: (N, h, w).
 
     The largest one also with the patch's mean apart, as EPLL has it: `epll`.
@@ -39,7 +41,7 @@ def fit_mixtures(patches: np.ndarray, validation: np.ndarray, params: Params) ->
 
 
 def solve(
-    pca: tuple[np.ndarray, np.ndarray], mixtures: dict[str, classical.GaussianPrior], params: Params, name: str
+    pca: tuple[np.ndarray, np.ndarray], mixtures: dict[str, GaussianMixture], params: Params, name: str
 ) -> dict[str, tuple[dict[str, float], np.ndarray]]:
     """Each method's measures and images (N, h, w) of one of `problems`, or of the crossover's, on one thread."""
     set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
@@ -112,6 +114,8 @@ def main() -> None:
     values["pca"]["representation"] = reconstruction_measures(x, torch.from_numpy(best).reshape(x.shape))
 
     write_metrics("metrics/baselines.json", {m: {"range" if m == "pca" else "none": v} for m, v in values.items()})
+    last = list(mixtures.values())[-1]  # of most components, its mean apart: EPLL's prior, for whole photographs
+    save_mixture(replace(last, shape=tuple(x.shape[2:])), "data/baselines/mixture.safetensors")
     for method in values:
         write_array(f"data/baselines/{method}.npy", np.stack([solved[name][method][1] for name in params.problems]))
 

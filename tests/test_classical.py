@@ -12,6 +12,7 @@ from sklearn.mixture import GaussianMixture
 
 from genprior.files import InputError
 from genprior.images import dct_basis
+from genprior.mixture import GaussianMixture
 from pipeline import classical
 from pipeline.files import write_array
 from stages import baselines
@@ -97,7 +98,7 @@ def test_total_variation_is_at_its_minimum_where_little_is_measured(weight):
 def mixture():
     draw = np.random.default_rng(2)
     factors = draw.normal(size=(3, 6, 6))
-    return classical.GaussianPrior(
+    return GaussianMixture(
         np.array([0.5, 0.2, 0.3]), draw.normal(size=(3, 6)), factors @ factors.swapaxes(1, 2)
     )
 
@@ -106,7 +107,7 @@ def test_conditioning_a_gaussian_is_conditioning_the_joint(mixture):
     draw = np.random.default_rng(3)
     matrix, y = draw.normal(size=(4, 6)), draw.normal(size=(5, 4))
     mean, covariance = mixture.mean[0], mixture.covariance[0]
-    alone = classical.GaussianPrior(np.ones(1), mean[None], covariance[None])
+    alone = GaussianMixture(np.ones(1), mean[None], covariance[None])
     # precision form, which inverts other matrices
     precision = np.linalg.inv(covariance) + matrix.T @ matrix / 0.3**2
     expected = np.linalg.solve(precision, (np.linalg.solve(covariance, mean) + y @ matrix / 0.3**2).T).T
@@ -165,7 +166,7 @@ def test_fitted_mixture_finds_faint_and_strong_patches(weights):
         expected = np.diag(np.linspace(0.5, 1, 9) ** 2)
         np.testing.assert_allclose(basis.T @ covariance @ basis / scale**2, expected, atol=0.1)
     truth = np.diag(np.linspace(0.5, 1, 9) ** 2) * scales[:, None, None] ** 2
-    law = classical.GaussianPrior(np.array(weights), np.full((2, 9), 2.0), truth)
+    law = GaussianMixture(np.array(weights), np.full((2, 9), 2.0), truth)
     excess = law.log_prob(x[4000:] @ basis) - fitted.log_prob(x[4000:])
     assert excess.mean() == pytest.approx(0, abs=0.05)
 

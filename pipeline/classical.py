@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -227,8 +226,3 @@ def clusters(coefficients: np.ndarray, count: int, seed: int) -> np.ndarray:
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than clusters: some have none
         model = KMeans(count, n_init=1, max_iter=20, random_state=seed)
         return model.fit_predict(np.sqrt(np.abs(coefficients)))
-
-
-def likeliest(priors: Iterable[GaussianPrior], patches: np.ndarray) -> GaussianPrior:
-    """The prior of the largest mean log-density over patches (N, n)."""
-    return max(priors, key=lambda prior: prior.log_prob(patches).mean())

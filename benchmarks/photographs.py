@@ -92,7 +92,7 @@ def by_mixtures(splits: Pair, test: Pair, params: Params) -> dict[tuple[str, str
     few = (different_patches(split, count, draw) for split, count in zip(splits, counts, strict=True))
     drawn = [draw_batch(split, None, draw).squeeze(1).double().numpy() for split in few]
     begin, (x, dequantised) = time.perf_counter(), test
-    mixtures = baselines.fit_mixtures(*drawn, params)
+    mixtures, _ = baselines.fit_mixtures(*drawn, params)
     found = {("mixtures", "seconds"): np.array(time.perf_counter() - begin)}
     for name, prior in mixtures.items():
         found[name, "nats"] = prior.log_prob(dequantised.flatten(1).double().numpy()).mean() / x[0].numel()

@@ -146,7 +146,9 @@ class Convolution(nn.Module):
         padded = padded.roll((-((a - 1) // 2), -((b - 1) // 2)), (0, 1))
         self.register_buffer("spectrum", torch.fft.rfft2(padded).to(torch.complex64))
         self.kept = tuple(
-            slice(size - 1 - (size - 1) // 2, side - (size - 1) // 2, factor) if border == "cut" else slice(0, side, factor)
+            slice(size - 1 - (size - 1) // 2, side - (size - 1) // 2, factor)
+            if border == "cut"
+            else slice(0, side, factor)
             for size, side in zip(kernel.shape, shape, strict=True)
         )
 

@@ -23,12 +23,13 @@ from torch.nn.functional import fold, unfold
 from genprior.batches import standard_normal
 from genprior.files import InputError, nonnegative, whole_number
 from genprior.operators import Identity
-from genprior.problem import parts_of, refused
+from genprior.problem import refused
 from genprior.streams import stream
 
 DENOISING = (1, 4, 8, 16, 32)  # σ² / τ² of the passes where A = I. Zoran & Weiss 2011, section 5
-PASSES = 10  # of every other A
-LAST = 0.5  # the last level of those, in σ
+PASSES = 12  # of every other A
+FIRST = 0.2  # the first level of those: what the first guess leaves
+LAST = 1.0  # the last level of those, in σ
 LEAST_LEVEL = 0.5 / 255  # of them: a grey value's rounding
 SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the first guess
 TOGETHER = 2**15  # patches denoised at a time, which bounds memory
@@ -71,6 +72,7 @@ def restore_image(
         x, levels = y, [sigma / beta**0.5 for beta in DENOISING]
     else:
         x, first = smooth_guess(operator, adjoint, sigma, seed)
+        first = max(first, FIRST)
         last = min(first, max(LAST * sigma, LEAST_LEVEL))
         levels = [first * (last / first) ** (i / (PASSES - 1)) for i in range(PASSES)]
     draw = stream(seed, "grid")

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -190,8 +189,3 @@ def clusters(coefficients: np.ndarray, count: int, seed: int) -> np.ndarray:
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than clusters: some have none
         model = KMeans(count, n_init=1, max_iter=20, random_state=seed)
         return model.fit_predict(np.sqrt(np.abs(coefficients)))
-
-
-def likeliest(priors: Iterable[GaussianMixture], patches: np.ndarray) -> GaussianMixture:
-    """The prior of the largest mean log-density over patches (N, n)."""
-    return max(priors, key=lambda prior: prior.log_prob(patches).mean())

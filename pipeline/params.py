@@ -165,6 +165,7 @@ class Baselines(Settings):
 
 class TrainDiscriminative(Settings):
     steps: Count
+    patience: Count
     batch_size: Count
     lr: Positive
     hidden: Hidden

@@ -22,14 +22,19 @@ def cosine_adam(network: nn.Module, lr: float, count: int, **options) -> tuple[t
 
 
 def descend(
-    loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, clip: float = 1.0
+    loss: Tensor,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule | None = None,
+    clip: float = 1.0,
 ) -> None:
     """One training step down a scalar loss: of this network alone, its gradient's norm at most `clip`."""
     optimizer.zero_grad()
     loss.backward(inputs=[parameter for parameter in network.parameters() if parameter.requires_grad])
     nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimizer.step()
-    schedule.step()
+    if schedule is not None:
+        schedule.step()
 
 
 def logged(step: int, count: int, rows: int = 100) -> bool:

@@ -4,16 +4,21 @@ x̂ = x̂_G + a ⊙ (x̂_G - μ) + b in DCT coefficients. x̂_G is the linear Ga
 One network gives a and b from x̂_G, trained on pairs (x, K x + e) by the mean squared error: scales that follow the
 patch, as a mixture's posterior mean has them. It needs no generator and no search, but another training for every K.
 
+Validation patches say when to learn more slowly, when to stop, and which of the parameters on the way to keep.
+
 Problems are solved side by side in up to `threads` processes of one thread each, on a CPU.
 """
 
+import math
 import shutil
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from genprior.images import dct_basis
 from genprior.layers import mlp, tamed
@@ -25,9 +30,12 @@ from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
 from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
-from pipeline.training import cosine_adam, descend
+from pipeline.training import descend
 
 CHECKPOINTS = Path(".checkpoints/train_discriminative")  # with a folder for each problem
+VALIDATION_PATCHES, CHECK = 1000, 50  # on so many, after every so many steps
+GAIN = 0.01  # the share by which the error has to fall: for less, a lower learning rate gains more
+CUT, LEAST = 0.3, 0.02  # what a cut leaves of the learning rate; below this share of the first one, training ends
 
 
 class Reconstructor(nn.Module):
@@ -66,38 +74,56 @@ def linear_gaussian(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 def train(
     problem: Measured,
+    truth: Tensor,
     patches: Tensor,
     settings: TrainDiscriminative,
     prior: tuple[Tensor, Tensor],
     seed: int,
     checkpoint: Checkpoint | None = None,
-) -> Reconstructor:
-    """Train for one problem on uint8 patches (N, 1, h, w), measured anew in every step; prior: mean and covariance."""
-    shape, draw = tuple(patches.shape[2:]), torch.Generator().manual_seed(seed)
+) -> tuple[Reconstructor, int]:
+    """Train on uint8 patches (N, 1, h, w), measured anew in every step, until validation stops; also returns the steps.
+
+    problem: posed on validation patches `truth`, x in [0, 1]; prior: mean and covariance.
+    """
+    shape, draw, rows = tuple(patches.shape[2:]), torch.Generator().manual_seed(seed), []
     matrix = as_matrix(problem.operator, shape, problem.y).cpu().double()
     network = Reconstructor(matrix, problem.sigma, prior, shape, settings.hidden).to(patches.device)
-    optimizer, schedule = cosine_adam(network, settings.lr, settings.steps)
-    for _ in (bar := resumable(settings.steps, problem.name, checkpoint, [network, optimizer, schedule, draw], [])):
+    best = deepcopy(network).eval().requires_grad_(False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
+    schedule = ReduceLROnPlateau(optimizer, factor=CUT, patience=settings.patience, threshold=GAIN)
+    state = [network, best, optimizer, schedule, draw]
+    for step in (bar := resumable(settings.steps, problem.name, checkpoint, state, rows)):
+        if optimizer.param_groups[0]["lr"] < LEAST * settings.lr:
+            continue  # and not break: `resumable` saves after the last
         x = draw_batch(patches, settings.batch_size, draw)
         y = problem.operator.A(x).flatten(1)
         y = y + problem.sigma * torch.randn(y.shape, generator=draw).to(y.device)
-        loss = (network(y) - x).square().mean()
-        descend(loss, network, optimizer, schedule)
-        bar.set_postfix(mse=f"{loss.item():.5f}")
-    return network.eval().requires_grad_(False)
+        descend((network(y) - x).square().mean(), network, optimizer)
+        if (step + 1) % CHECK == 0 or step == settings.steps - 1:
+            with torch.no_grad():
+                error = (network(problem.y.flatten(1)) - truth).square().mean().item()
+            if error < min((row["mse"] for row in rows), default=math.inf):
+                best.load_state_dict(network.state_dict())
+            rows.append({"step": step + 1, "mse": error})
+            schedule.step(error)
+            bar.set_postfix(validation_mse=f"{error:.5f}")
+    return best, rows[-1]["step"]
 
 
 def solve(prior: tuple[Tensor, Tensor], params: Params, name: str) -> tuple[dict[str, float], np.ndarray]:
     """Train for one of `problems` and restore its test patches: measures, and images (N, h, w); with one thread."""
     device = set_up(params.model_copy(update={"threads": 1}))
-    patches, test = load_splits("data/patches", device, ("train", "test"))
+    patches, validation, test = load_splits("data/patches", device)
     x = draw_patches(test, params.evaluate.patches, params.seed)
-    (problem,) = pose({name: params.problems[name]}, x, params.seed)
+    x_validation = draw_patches(validation, VALIDATION_PATCHES, params.seed)
+    posed = {name: params.problems[name]}
+    (problem,), (on_validation,) = pose(posed, x, params.seed), pose(posed, x_validation, params.seed, "validation")
     folder = CHECKPOINTS / str(list(params.problems).index(name))  # a name may be no folder's, or two be one's
-    checkpoint = Checkpoint(folder, params, __file__, patches)
-    network = train(problem, patches, params.train_discriminative, prior, params.seed, checkpoint)
+    checkpoint = Checkpoint(folder, params, __file__, patches, validation)
+    settings = params.train_discriminative
+    network, count = train(on_validation, x_validation, patches, settings, prior, params.seed, checkpoint)
     restored = network(problem.y.flatten(1))
-    return problem.measures(x, restored), restored.squeeze(1).cpu().numpy()
+    return problem.measures(x, restored) | {"steps": count}, restored.squeeze(1).cpu().numpy()
 
 
 def main() -> None:

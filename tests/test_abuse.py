@@ -239,7 +239,7 @@ LOWEST = {
     "network": {"latent_size": 1, "hidden": [1]},
     **{key: {"steps": 1, "batch_size": 1} for key in ("residual", "train_ae", "train_vae", "train_svae")},
     "train_gan": {"steps": 1, "batch_size": 1, "discriminator_hidden": [1], "average": 0},
-    "train_discriminative": {"steps": 1, "batch_size": 1, "hidden": [1]},
+    "train_discriminative": {"steps": 1, "patience": 1, "batch_size": 1, "hidden": [1]},
     "sample": {"neighbours": 1},
     "evaluate": {"patches": 1, "latent_weight": 0, "posterior_patches": 1}
     | {key: {"starts": 1, "iterations": 1} for key in ("range", "relaxed")},

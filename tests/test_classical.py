@@ -98,9 +98,7 @@ def test_total_variation_is_at_its_minimum_where_little_is_measured(weight):
 def mixture():
     draw = np.random.default_rng(2)
     factors = draw.normal(size=(3, 6, 6))
-    return GaussianMixture(
-        np.array([0.5, 0.2, 0.3]), draw.normal(size=(3, 6)), factors @ factors.swapaxes(1, 2)
-    )
+    return GaussianMixture(np.array([0.5, 0.2, 0.3]), draw.normal(size=(3, 6)), factors @ factors.swapaxes(1, 2))
 
 
 def test_conditioning_a_gaussian_is_conditioning_the_joint(mixture):

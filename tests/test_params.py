@@ -14,6 +14,7 @@ from dvc.utils.serialize import modify_yaml
 
 from genprior.files import InputError
 from pipeline.params import check, load_params
+from pipeline.tables import read_table
 
 NOISY = {"operator": "identity", "sigma": 0.1}
 
@@ -190,6 +191,19 @@ def test_params_file_is_in_dvcs_form(as_dvc_writes_it):
     if not same and "CI" not in os.environ:  # whose own run it may be
         pytest.skip("params.yaml is in a form of its own; the first `dvc exp run -S` brings it into DVC's")
     assert same
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="the run may be one's own")
+def test_no_choice_of_the_committed_run_is_at_the_edge_of_its_grid():
+    """But for shrinkage 0, which is none."""
+    settings, table = load_params(ROOT / "params.yaml").baselines, read_table(ROOT / "metrics")
+    grids = {"tikhonov": settings.tikhonov_weights, "lasso_dct": settings.lasso_weights, "tv": settings.tv_weights}
+    at_edge = []
+    for chosen in table[table.measure.isin(["weight", "shrinkage"])].itertuples():
+        grid = grids.get(chosen.method, settings.mixture_shrinkages)
+        if chosen.value in {min(grid), max(grid)} - {0.0}:
+            at_edge.append((chosen.method, chosen.problem, chosen.value))
+    assert at_edge == []
 
 
 def test_an_experiment_changes_the_line_of_its_parameter_alone(as_dvc_writes_it):

@@ -155,14 +155,16 @@ def test_damaged_or_foreign_checkpoint_is_passed_over(killed, params, tmp_path):
 
 def test_networks_for_their_problems_go_on_where_they_were(values, patches, tmp_path, monkeypatch):
     tiny(values)["extract_patches"]["patch_size"] = [8, 8]
-    values["threads"], values["train_discriminative"]["steps"] = 1, STEPS
+    values["threads"] = 1
+    values["train_discriminative"] |= {"steps": STEPS, "patience": 1, "lr": 0.03}
     names = values["problems"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
-    save, taken, last = Checkpoint.save, [], STEPS + 3
+    monkeypatch.setattr(train_discriminative, "CHECK", 1)
+    save, taken, last = Checkpoint.save, [], STEPS + 8
 
     def counted(self, path, parts, rows, step):
         save(self, path, parts, rows, step)

@@ -135,7 +135,7 @@ def folder(tmp_path, values, patches, monkeypatch):
     network = PriorNetwork((8, 8), 3, [8], "silu", "dct", "plain")
     network.coefficients.fit(to_unit(patches))
     save_network(network.eval().requires_grad_(False), tmp_path / "data/models/ae.safetensors")
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         write_array(tmp_path / f"data/patches/{split}.npy", patches.squeeze(1).numpy())
     tiny(values)["extract_patches"]["patch_size"] = [8, 8]
     values["problems"] = {name: values["problems"][name] for name in ("denoise", "cs_50")}

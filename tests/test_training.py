@@ -13,6 +13,7 @@ from genprior.gaussian import gaussian_log_likelihood
 from genprior.images import dct_basis, psnr_db
 from genprior.layers import Encoder
 from genprior.networks import PriorNetwork
+from pipeline.checkpoints import resumable
 from pipeline.classical import fit_gaussian_prior
 from pipeline.losses import elbo_terms
 from pipeline.measures import squared_mmd
@@ -223,8 +224,8 @@ def test_network_for_one_problem_goes_on_from_the_linear_gaussian(patches):
     gaussian = fit_gaussian_prior(x.flatten(1).double().numpy(), dct_basis(8, 8))
     prior = torch.from_numpy(gaussian.mean[0]), torch.from_numpy(gaussian.covariance[0])
     problem = pose({"sensing": CompressedSensing(operator="gaussian", measurements=5, sigma=0.01)}, x, 0)[0]
-    settings = TrainDiscriminative(steps=300, batch_size=128, lr=0.003, hidden=[64])
-    network = train_discriminative.train(problem, patches, settings, prior, 0)
+    settings = TrainDiscriminative(steps=300, patience=9, batch_size=128, lr=0.003, hidden=[64])
+    network, _ = train_discriminative.train(problem, x, patches, settings, prior, 0)
     trained = (network(problem.y) - x).square().mean()
     network.network[-1].weight.zero_()
     network.network[-1].bias.zero_()
@@ -232,6 +233,21 @@ def test_network_for_one_problem_goes_on_from_the_linear_gaussian(patches):
     expected, _ = gaussian.condition(problem.operator.matrix.double().numpy(), problem.y.double().numpy(), 0.01)
     torch.testing.assert_close(linear.flatten(1).double(), torch.from_numpy(expected), rtol=0, atol=1e-3)
     assert trained < 0.8 * (linear - x).square().mean()
+
+
+def test_network_for_one_problem_stops_and_is_taken_where_validation_is_best(patches, monkeypatch):
+    """Of 30 patches it learns what others do not have."""
+    curves = []
+    monkeypatch.setattr(train_discriminative, "CHECK", 5)
+    monkeypatch.setattr(train_discriminative, "resumable", lambda *args: curves.append(args[-1]) or resumable(*args))
+    x, few = to_unit(patches[300:]), patches[:30]
+    problem = pose({"sensing": CompressedSensing(operator="gaussian", measurements=5, sigma=0.01)}, x, 0)[0]
+    settings = TrainDiscriminative(steps=2000, patience=2, batch_size=30, lr=0.003, hidden=[64])
+    prior = train_discriminative.linear_gaussian(few)
+    network, steps = train_discriminative.train(problem, x, few, settings, prior, 0)
+    errors = [row["mse"] for row in curves[0]]
+    assert steps == 5 * len(errors) < 1000
+    assert (network(problem.y) - x).square().mean().item() == min(errors) < 0.99 * errors[-1]
 
 
 def test_scales_say_on_which_side_of_an_edge_texture_is():

@@ -27,6 +27,7 @@ _PLACES = {
     "InputError": "files",
     "Plan": "plan",
     "Prior": "views",
+    "denoise": "denoising",
     "load": "views",
     "measure": "restoration",
     "posterior": "restoration",

@@ -7,16 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import genprior.energies
-import genprior.inversion
-from genprior.batches import by_parts
+import genprior
 from genprior.files import InputError, find_prior, whole_number
 from genprior.mixture import GaussianMixture, load_mixture
 from genprior.networks import PriorNetwork, load_network
 from genprior.plan import Plan
 from genprior.streams import generator_of
-
-DENOISING_STEPS = 3  # of Fisher scoring, from the encoder's code
 
 
 class Code(Tensor):
@@ -170,16 +166,9 @@ class Prior(View):
         """`moments` and their Jacobians: (N, n, k) each; of scales (N, B, k)."""
         return self.network.moments_with_columns(self.own(z))
 
-    @torch.no_grad()
     def denoise(self, patches: Tensor, level: float) -> Tensor:
-        """E[x | y, z] of noisy patches y = x + level · e at a code z near the likeliest: (N, 1, h, w) twice.
-
-        z is the encoder's of y, after a few steps of Fisher scoring.
-        """
-        energy = genprior.energies.denoising_energy(self, patches, level)
-        rows = torch.arange(len(patches), device=patches.device)
-        z, _, _ = genprior.inversion.fisher_scoring(energy, self.own(self.encode(patches)), rows, DENOISING_STEPS)
-        return by_parts(energy.estimate, energy.chunk, z, rows)
+        """E[x | y, z] of noisy patches y = x + level · e, as `genprior.denoise`: (N, 1, h, w) twice."""
+        return genprior.denoise(self, patches, level)
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.network.encode_residual(x)
@@ -190,8 +179,9 @@ def load(
 ) -> Prior | GaussianMixture:
     """A trained prior by the name under which the wheel carries it, or by the path of its file.
 
-    The file of a mixture gives a `GaussianMixture`, which restores photographs. shape: (h, w) of the patches that it is for, where another one is to be refused. InputError where there is no such
-    prior, or the file is damaged or none of a prior.
+    The file of a mixture gives a `GaussianMixture`, which restores photographs. shape: (h, w) of the patches that a
+    prior is for, where another one is to be refused. InputError where there is no such prior, or the file is damaged
+    or none of a prior.
     """
     path = find_prior(name)
     return load_mixture(path) or Prior(load_network(path, device, shape))

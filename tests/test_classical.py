@@ -2,13 +2,13 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn.mixture
 import torch
 import yaml
 from conftest import tiny
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from skimage.restoration import denoise_tv_chambolle
-from sklearn.mixture import GaussianMixture
 
 from genprior.files import InputError
 from genprior.images import dct_basis
@@ -182,7 +182,9 @@ def test_expectation_maximisation_is_scikit_learns():
     share = share / share.sum(1, keepdim=True)
     torch.set_default_dtype(torch.float32)
     start = classical.expectation_maximisation(x, share, 1, 0.0)
-    model = GaussianMixture(3, reg_covar=1e-3, max_iter=4, tol=0, weights_init=start[0], means_init=start[1])
+    model = sklearn.mixture.GaussianMixture(
+        3, reg_covar=1e-3, max_iter=4, tol=0, weights_init=start[0], means_init=start[1]
+    )
     model.precisions_init = np.linalg.inv(start[2])
     with warnings.catch_warnings(action="ignore"):
         model.fit(x.numpy())

@@ -1,0 +1,23 @@
+"""Patches whose only damage is noise of a known level, denoised in a few steps: the inner step of whole photographs."""
+
+import torch
+from torch import Tensor
+
+from genprior.batches import by_parts
+from genprior.energies import denoising_energy
+from genprior.inversion import fisher_scoring
+from genprior.views import Prior
+
+STEPS = 3  # of Fisher scoring; ten gain 0.02 dB on a photograph
+
+
+@torch.no_grad()
+def denoise(prior: Prior, patches: Tensor, level: float) -> Tensor:
+    """E[x | y, z] of noisy patches y = x + level · e, e ~ N(0, I), at a code z near the likeliest.
+
+    (N, 1, h, w) -> (N, 1, h, w). z starts as the encoder's code of y. InputError of a prior without an encoder.
+    """
+    energy = denoising_energy(prior, patches, level)
+    rows = torch.arange(len(patches), device=patches.device)
+    z, _, _ = fisher_scoring(energy, prior.own(prior.encode(patches)), rows, STEPS)
+    return by_parts(energy.estimate, energy.chunk, z, rows)

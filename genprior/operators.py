@@ -1,4 +1,4 @@
-"""Forward operators K: what one offers, and five kinds.
+"""Forward operators K: what one offers, and seven kinds.
 
 An operator has `A(x)`: patches (N, 1, h, w) -> y (N, ...), and, where it is linear, `A_adjoint(y)`: y -> (N, 1, h, w),
 with the same K for the whole batch, as `genprior.problem` checks. deepinv's physics have this interface. An operator
@@ -162,6 +162,17 @@ class Convolution(nn.Module):
         x = y.new_zeros(len(y), 1, *self.shape)
         x[:, :, self.kept[0], self.kept[1]] = y
         return self._filtered(x, self.spectrum.conj())
+
+
+def motion_kernel(length: float, angle: float) -> Tensor:
+    """A straight streak of `length` pixels at `angle` degrees, bilinear between pixels, of sum 1: (a, a), a odd."""
+    reach = int(length / 2) + 1
+    offsets = np.linspace(-length / 2, length / 2, 20 * reach + 1)
+    kernel, angle = np.zeros((2 * reach + 2, 2 * reach + 2)), np.deg2rad(angle)
+    for row, column in zip(reach + offsets * np.sin(angle), reach + offsets * np.cos(angle), strict=True):
+        i, j = int(row), int(column)
+        kernel[i : i + 2, j : j + 2] += np.outer([1 - row + i, row - i], [1 - column + j, column - j])
+    return torch.from_numpy(kernel[:-1, :-1] / kernel.sum())
 
 
 class FourierSampling(nn.Module):

@@ -15,12 +15,14 @@ while τ falls. Zoran & Weiss 2011, section 4.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import fold, unfold
+from torch.nn.functional import fold, pad, unfold
 
-from genprior.batches import standard_normal
+from genprior.denoising import denoise
 from genprior.files import InputError, nonnegative, whole_number
 from genprior.operators import Identity
 from genprior.problem import refused
@@ -28,9 +30,8 @@ from genprior.streams import stream
 
 DENOISING = (1, 4, 8, 16, 32)  # σ² / τ² of the passes where A = I. Zoran & Weiss 2011, section 5
 PASSES = 12  # of every other A
-FIRST = 0.2  # the first level of those: what the first guess leaves
-LAST = 1.0  # the last level of those, in σ
-LEAST_LEVEL = 0.5 / 255  # of them: a grey value's rounding
+FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last is σ: log-spaced, as Zhang et al. 2021
+LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
 SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the first guess
 TOGETHER = 2**15  # patches denoised at a time, which bounds memory
 
@@ -55,29 +56,25 @@ def restore_image(
 ) -> RestoredImage:
     """Restore a grey photograph x (1, 1, H, W) in [0, 1] from y = A x + e, e ~ N(0, σ² I), A linear.
 
-    prior: has `shape` and `denoise(patches, level)`, as priors with a residual covariance and mixtures have; stride:
-    pixels from patch to patch, a divisor of the patch's sides, a quarter of them by default; the grid begins elsewhere
-    in each pass, as the seed has it. Beyond its borders the photograph is taken as mirrored. progress: told after each
-    pass how many are done, the levels and x. InputError for a sigma that is none or 0, or an operator without adjoint.
+    prior: one with a residual covariance and an encoder; a mixture, or what else has `shape` and `denoise(patches,
+    level)`; or a function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels from patch to patch, a
+    divisor of the patch's sides, a quarter of them by default; the grid begins elsewhere in each pass, as the seed has
+    it. Beyond its borders the photograph is taken as mirrored. progress: told after each pass how many are done, the
+    levels and x.
+    InputError for a sigma that is none or 0, a stride that is none, or an operator without adjoint.
     """
     if nonnegative("sigma", sigma) == 0:
         raise InputError("sigma = 0: above 0 would be right; 1/1000 for a measurement without noise")
-    sides = math.gcd(*prior.shape)
-    stride = whole_number("stride", max(1, sides // 4) if stride is None else stride, 1, sides)
-    if sides % stride:
-        raise InputError(f"stride = {stride}: a divisor of the patches' sides, {tuple(prior.shape)}, would be right")
+    step = prior if callable(prior) else ByPatches(prior, stride, seed)
     with refused(operator, "A_adjoint", y):
         adjoint = operator.A_adjoint(y)
     if isinstance(operator, Identity):
         x, levels = y, [sigma / beta**0.5 for beta in DENOISING]
     else:
-        x, first = smooth_guess(operator, adjoint, sigma, seed)
-        first = max(first, FIRST)
-        last = min(first, max(LAST * sigma, LEAST_LEVEL))
-        levels = [first * (last / first) ** (i / (PASSES - 1)) for i in range(PASSES)]
-    draw = stream(seed, "grid")
+        last = min(FIRST, max(sigma, LEAST_LEVEL))
+        x, levels = smooth_guess(operator, adjoint, sigma), np.geomspace(FIRST, last, PASSES).tolist()
     for done, level in enumerate(levels, 1):
-        z = denoised(prior, x, level, stride, torch.randint(stride, (2,), generator=draw).tolist())
+        z = step(x, level)
         ratio = (level / sigma) ** 2
         normal = lambda v, ratio=ratio: ratio * operator.A_adjoint(operator.A(v)) + v  # noqa: E731
         x = conjugate_gradients(normal, ratio * adjoint + z, z)
@@ -85,25 +82,43 @@ def restore_image(
     return RestoredImage(x, levels)
 
 
-def denoised(prior: object, x: Tensor, level: float, stride: int, offset: list[int]) -> Tensor:
+class ByPatches:
+    """A denoiser of photographs by their patches, on a grid that begins elsewhere each time."""
+
+    def __init__(self, prior: object, stride: int | None, seed: int):
+        sides = math.gcd(*prior.shape)
+        self.shape, self.draw = tuple(prior.shape), stream(seed, "grid")
+        self.denoise = prior.denoise if hasattr(prior, "denoise") else partial(denoise, prior)
+        self.stride = whole_number("stride", max(1, sides // 4) if stride is None else stride, 1, sides)
+        if sides % self.stride:
+            raise InputError(f"stride = {stride}: a divisor of the patches' sides, {self.shape}, would be right")
+
+    def __call__(self, x: Tensor, level: float) -> Tensor:
+        offset = torch.randint(self.stride, (2,), generator=self.draw).tolist()
+        return denoised(self.denoise, self.shape, x, level, self.stride, offset)
+
+
+def denoised(
+    denoise: Callable, shape: tuple[int, int], x: Tensor, level: float, stride: int, offset: list[int]
+) -> Tensor:
     """The mean, over each pixel, of the denoised patches of a photograph (1, 1, H, W), which is continued by mirrors.
 
     Each pixel is in h w / stride² patches. Strips of the grid are denoised one after another: memory is bounded.
     """
-    (h, w), counts, placed = prior.shape, [], []
-    for side, patch, begin in zip(x.shape[2:], prior.shape, offset, strict=True):
+    (h, w), counts, placed = shape, [], []
+    for side, patch, begin in zip(x.shape[2:], shape, offset, strict=True):
         before = patch - stride + begin
         count = math.ceil((before + side) / stride)  # patches along the side; the last begins on the photograph
         counts.append(count)
         placed.append(mirrored(torch.arange(-before, (count - 1) * stride + patch - before), side).to(x.device))
-    inside = [slice(patch - stride + begin, None) for patch, begin in zip(prior.shape, offset, strict=True)]
+    inside = [slice(patch - stride + begin, None) for patch, begin in zip(shape, offset, strict=True)]
     total = x.new_zeros(1, 1, len(placed[0]), len(placed[1]))
     rows = max(1, TOGETHER // counts[1])
     for first in range(0, counts[0], rows):
         strip = slice(first * stride, (min(first + rows, counts[0]) - 1) * stride + h)
         cut = x[:, :, placed[0][strip]][:, :, :, placed[1]]
         patches = unfold(cut, (h, w), stride=stride)[0].T.contiguous()
-        patches = prior.denoise(patches.reshape(-1, 1, h, w), level).flatten(1)
+        patches = denoise(patches.reshape(-1, 1, h, w), level).flatten(1)
         total[:, :, strip] += fold(patches.T[None], cut.shape[2:], (h, w), stride=stride)
     return total[:, :, inside[0], inside[1]][:, :, : x.shape[2], : x.shape[3]] * (stride**2 / (h * w))
 
@@ -114,24 +129,19 @@ def mirrored(index: Tensor, side: int) -> Tensor:
     return torch.minimum(index, 2 * side - 1 - index)
 
 
-def smooth_guess(operator: object, adjoint: Tensor, sigma: float, seed: int) -> tuple[Tensor, float]:
-    """The photograph where neighbouring pixels differ by N(0, 0.05²), given y, and its standard deviation then.
+def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:
+    """The likeliest photograph where neighbouring pixels differ by N(0, 0.05²): argmin ‖A x - y‖² / σ² + ‖∇x‖² / 0.05².
 
-    x = H⁻¹ Aᵀy / σ², H = AᵀA / σ² + ∇ᵀ∇ / 0.05²; trace(H⁻¹) from one random vector (Hutchinson 1990).
+    adjoint: Aᵀy, (1, 1, H, W). All that y leaves open it fills in smoothly.
     """
+    weight = (SLOPE / sigma) ** 2
 
-    def normal(v: Tensor) -> Tensor:
-        rough = torch.zeros_like(v)
-        for axis in (2, 3):
-            step = v.diff(dim=axis)
-            side = [0, 0] * (3 - axis)
-            rough -= torch.nn.functional.pad(step, (*side, 0, 1)) - torch.nn.functional.pad(step, (*side, 1, 0))
-        return (SLOPE / sigma) ** 2 * operator.A_adjoint(operator.A(v)) + rough + 1e-6 * v
+    def normal(x: Tensor) -> Tensor:
+        rows, columns = x.diff(dim=2), x.diff(dim=3)
+        rough = pad(rows, (0, 0, 1, 0)) - pad(rows, (0, 0, 0, 1)) + pad(columns, (1, 0)) - pad(columns, (0, 1))
+        return weight * operator.A_adjoint(operator.A(x)) + rough
 
-    probe = standard_normal(adjoint, stream(seed, "probe")).sign()
-    x = conjugate_gradients(normal, (SLOPE / sigma) ** 2 * adjoint, adjoint)
-    variance = (probe * conjugate_gradients(normal, probe, probe)).mean().clamp_min(1e-8)
-    return x, SLOPE * variance.sqrt().item()
+    return conjugate_gradients(normal, weight * adjoint, adjoint)
 
 
 def conjugate_gradients(

@@ -166,10 +166,6 @@ class Prior(View):
         """`moments` and their Jacobians: (N, n, k) each; of scales (N, B, k)."""
         return self.network.moments_with_columns(self.own(z))
 
-    def denoise(self, patches: Tensor, level: float) -> Tensor:
-        """E[x | y, z] of noisy patches y = x + level · e, as `genprior.denoise`: (N, 1, h, w) twice."""
-        return genprior.denoise(self, patches, level)
-
     def _encode(self, x: Tensor) -> Tensor:
         return self.network.encode_residual(x)
 

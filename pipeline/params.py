@@ -26,6 +26,7 @@ Count = Annotated[int, Field(gt=0, le=10_000_000)]
 Size = Annotated[int, Field(gt=0, le=16_384)]
 Hidden = Annotated[list[Size], Field(min_length=1, max_length=16)]
 File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=4000)]
+Name = Annotated[str, Field(pattern=r"^[a-z]\w*$", max_length=40)]
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "tanh"]
 
 
@@ -126,7 +127,20 @@ class CompressedSensing(_Problem):
     measurements: Size
 
 
-Problem = Annotated[Denoise | Inpaint | Blur | SuperResolution | CompressedSensing, Field(discriminator="operator")]
+class Motion(_Problem):
+    operator: Literal["motion"]
+    length: Annotated[float, Field(ge=1, le=1000)]  # in pixels
+    angle: Annotated[float, Field(ge=-360, le=360)]  # in degrees
+
+
+class Fourier(_Problem):
+    operator: Literal["fourier"]
+    share: Annotated[float, Field(gt=0, le=1)]  # of the frequencies
+
+
+_Any = Denoise | Inpaint | Blur | SuperResolution | Motion
+Problem = Annotated[_Any | CompressedSensing, Field(discriminator="operator")]  # of patches
+OfPhotograph = Annotated[_Any | Fourier, Field(discriminator="operator")]
 
 
 class Search(Settings):
@@ -177,6 +191,13 @@ class Crossover(Settings):
     patches: Count
 
 
+class Restore(Settings):
+    priors: Annotated[list[Literal["ae", "vae", "gan", "svae", "mixture"]], Field(min_length=1)]
+    stride: Size
+    tv_weights: Annotated[list[Weight], Field(min_length=1)]
+    problems: Annotated[dict[Name, OfPhotograph], Field(min_length=1, max_length=20)]
+
+
 class Report(Settings):
     pictures: Annotated[int, Field(gt=0, le=64)]
     posterior: str
@@ -201,14 +222,13 @@ class Params(Settings):
     train_svae: TrainSVAE
     train_gan: TrainGAN
     sample: Sample
-    problems: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[a-z]\w*$", max_length=40)], Problem], Field(min_length=1, max_length=100)
-    ]
+    problems: Annotated[dict[Name, Problem], Field(min_length=1, max_length=100)]
     evaluate: Evaluate
     crossover: Crossover
     latent_weights: LatentWeights
     baselines: Baselines
     train_discriminative: TrainDiscriminative
+    restore: Restore
     report: Report
     chapter: Chapter
 
@@ -245,6 +265,11 @@ class Params(Settings):
                 yield f"problems.{name}.measurements = {problem.measurements}: a patch has {n} pixels"
             if name in RESERVED or name in self.crossover_problems() or name in self.weighed():
                 yield f"problems.{name}: the pipeline has another use for the name; choose another"
+        for name in self.restore.problems:
+            if name in self.problems or name in RESERVED:
+                yield f"restore.problems.{name}: the pipeline has another use for the name; choose another"
+        if any(side % self.restore.stride for side in sides):
+            yield f"restore.stride = {self.restore.stride} does not divide extract_patches.patch_size = {sides}"
         if counts != sorted(set(counts)) or counts[-1] > n:
             yield f"crossover.measurements = {counts}: they must grow, up to the {n} pixels of a patch"
         if self.network.latent_size > n:

@@ -7,13 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from genprior.images import psnr_db
-from genprior.operators import Downsampling, GaussianBlur, Identity, Inpainting, gaussian_sensing
+from genprior.operators import (
+    Convolution,
+    Downsampling,
+    FourierSampling,
+    GaussianBlur,
+    Identity,
+    Inpainting,
+    gaussian_sensing,
+    motion_kernel,
+)
 from genprior.streams import stream
-from pipeline.params import Problem
+from pipeline.params import OfPhotograph, Problem
 
 
-def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Generator) -> nn.Module:
-    """The operator of one block of `problems` in params.yaml, for patches of `shape`."""
+def build_operator(problem: Problem | OfPhotograph, shape: tuple[int, int], generator: torch.Generator) -> nn.Module:
+    """The operator of one block of `problems` in params.yaml, for images of `shape`."""
     match problem.operator:
         case "identity":
             return Identity()
@@ -28,6 +37,12 @@ def build_operator(problem: Problem, shape: tuple[int, int], generator: torch.Ge
             return Downsampling(problem.factor)
         case "gaussian":
             return gaussian_sensing(shape, problem.measurements, generator)
+        case "motion":
+            return Convolution(shape, motion_kernel(problem.length, problem.angle))
+        case "fourier":  # the lowest frequencies, which hold most of a photograph, and others by chance
+            distance = torch.hypot(torch.fft.fftfreq(shape[0])[:, None], torch.fft.fftfreq(shape[1]))
+            lowest = distance <= distance.flatten().sort().values[int(problem.share * distance.numel() / 3)]
+            return FourierSampling(lowest | (torch.rand(shape, generator=generator) < 2 / 3 * problem.share))
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Measured:
         return {**reconstruction_measures(x, estimate), "residual_over_sigma": misfit / self.sigma}
 
 
-def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "test") -> list[Measured]:
+def pose(problems: dict[str, Problem | OfPhotograph], x: Tensor, seed: int, patches: str = "test") -> list[Measured]:
     """Measure patches x (N, 1, h, w) by every problem.
 
     The operator depends on the seed and the problem's name alone: validation and test have the same K. The noise
@@ -58,7 +73,9 @@ def pose(problems: dict[str, Problem], x: Tensor, seed: int, patches: str = "tes
     for name, problem in problems.items():
         operator = build_operator(problem, tuple(x.shape[2:]), stream(seed, name)).to(x.device)
         clean = operator.A(x)
-        noise = torch.randn(clean.shape, generator=stream(seed, f"{name}/noise/{patches}")).to(x.device)
+        parts = torch.view_as_real(clean) if clean.is_complex() else clean  # real and imaginary ones have noise each
+        noise = torch.randn(parts.shape, generator=stream(seed, f"{name}/noise/{patches}")).to(x.device)
+        noise = torch.view_as_complex(noise) if clean.is_complex() else noise
         measured.append(Measured(name, operator, problem.sigma, clean + problem.sigma * noise))
     return measured
 

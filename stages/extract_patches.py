@@ -4,37 +4,17 @@ data/patches/test_photographs.npy says which of extract_patches.test each test p
 """
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
 from genprior import images
 from genprior.files import InputError
-from genprior.photographs import read_photograph
-from pipeline.files import photograph, write_array, write_metrics
+from pipeline.files import write_array, write_metrics
 from pipeline.params import ExtractPatches, load_params
+from pipeline.prepare import prepare
 from pipeline.run import run
 
 SPLITS = ("train", "validation", "test")
-
-
-def prepare(file: str | Path, settings: ExtractPatches) -> np.ndarray:
-    """One photograph, grey, resized and cropped as `settings` say: uint8, (height, width)."""
-    image = images.resize(read_photograph(file, settings.white_level), settings.image_size)
-    if settings.crop:
-        top, left, height, width = settings.crop
-        if top + height > image.shape[0] or left + width > image.shape[1]:
-            raise InputError(
-                f"{file}: resized to {list(image.shape)} (height, width), it does not hold "
-                f"extract_patches.crop = {settings.crop} (top, left, height, width)"
-            )
-        image = image[top : top + height, left : left + width]
-    if any(side < patch for side, patch in zip(image.shape, settings.patch_size, strict=True)):
-        raise InputError(
-            f"{file}: {list(image.shape)} (height, width) is smaller than "
-            f"extract_patches.patch_size = {settings.patch_size}"
-        )
-    return image
 
 
 def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
@@ -48,7 +28,7 @@ def extract(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
     for number, split in enumerate(SPLITS):
         parts = []
         for file in getattr(settings, split):
-            image = prepare(photograph(file), settings)
+            image = prepare(file, settings)
             digest = hashlib.sha256(image.tobytes()).digest()
             if digest in seen:
                 raise InputError(f"{file}: the same picture as {seen[digest]}; name every photograph once")

@@ -1,0 +1,120 @@
+"""Whole photographs: those held out for the test, restored by priors of their patches and by classical methods.
+
+Total variation is restored in the same splitting, its weight chosen on the validation photographs; non-local means and
+wavelets know noise alone. Problems are solved side by side in up to `threads` processes of one thread each.
+"""
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
+from torch import Tensor
+
+from genprior.images import psnr_db
+from genprior.splitting import restore_image
+from genprior.views import load
+from pipeline.files import write_array, write_metrics
+from pipeline.params import Params, load_params
+from pipeline.prepare import prepare
+from pipeline.problems import Measured, pose
+from pipeline.processes import side_by_side
+from pipeline.run import run, set_up
+
+FILES = {"mixture": "data/baselines/mixture.safetensors"}  # beside the trained priors
+
+
+def read(file: str, params: Params) -> Tensor:
+    """A photograph, trimmed to sides that every factor of super-resolution divides: (1, 1, H, W) in [0, 1]."""
+    picture = prepare(file, params.extract_patches)
+    factor = math.lcm(*(getattr(problem, "factor", 1) for problem in params.restore.problems.values()))
+    height, width = (side - side % factor for side in picture.shape)
+    return torch.from_numpy(picture[:height, :width] / np.float32(255))[None, None]
+
+
+def shrunk(x: Tensor, level: float, weight: float) -> Tensor:
+    """argmin_z ‖z - x‖² / 2 τ² + weight Σ |∇z| of a photograph. Chambolle 2004."""
+    found = denoise_tv_chambolle(x[0, 0].numpy(), weight * level**2, eps=1e-4, max_num_iter=100)
+    return torch.from_numpy(found)[None, None].to(x)
+
+
+def by_total_variation(problem: Measured, weight: float) -> Tensor:
+    return restore_image(partial(shrunk, weight=weight), problem.operator, problem.y, problem.sigma).x
+
+
+def methods(problem: Measured, params: Params, weight: float) -> dict[str, Tensor]:
+    """Every method's restoration of a photograph: (1, 1, H, W)."""
+    found = {}
+    for name in params.restore.priors:
+        prior = load(FILES.get(name, f"data/models/{name}.safetensors"), shape=params.extract_patches.patch_size)
+        how = (params.restore.stride, params.seed)
+        found[name] = restore_image(prior, problem.operator, problem.y, problem.sigma, *how).x
+    found["tv"] = by_total_variation(problem, weight)
+    if params.restore.problems[problem.name].operator == "identity":
+        y, sigma = problem.y[0, 0].numpy(), problem.sigma
+        classical = {
+            "nlm": denoise_nl_means(y, 5, 10, 0.8 * sigma, sigma=sigma),
+            "wavelets": denoise_wavelet(y, sigma, wavelet="db2", rescale_sigma=True),
+        }
+        found |= {name: torch.from_numpy(np.float32(image))[None, None] for name, image in classical.items()}
+    return found
+
+
+def weigh(params: Params, name: str) -> float:
+    """The weight of total variation that restores the validation photographs best, from one problem."""
+    set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
+    tried, errors = params.restore.tv_weights, np.zeros(len(params.restore.tv_weights))
+    for number, file in enumerate(params.extract_patches.validation):
+        x = read(file, params)
+        (problem,) = pose({name: params.restore.problems[name]}, x, params.seed, f"validation {number}")
+        restored = (by_total_variation(problem, weight) for weight in tried)
+        errors += [np.log((image - x).square().mean().item()) for image in restored]
+    return tried[int(errors.argmin())]
+
+
+def solve(params: Params, weights: dict[str, float], task: tuple[str, int]) -> dict[str, np.ndarray]:
+    """Truth, smooth guess and all methods' restorations of one photograph from one problem: uint8 (H, W)."""
+    set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
+    name, number = task
+    x = read(params.extract_patches.test[number], params)
+    (problem,) = pose({name: params.restore.problems[name]}, x, params.seed, f"photograph {number}")
+    shown = problem.operator.A_adjoint(problem.y)
+    found = {"truth": x, "measured": shown / shown.abs().max() if shown.max() > 2 else shown}
+    found |= methods(problem, params, weights[name])
+    return {method: np.rint(255 * image[0, 0].clamp(0, 1).numpy()).astype(np.uint8) for method, image in found.items()}
+
+
+def main() -> None:
+    params = load_params("params.yaml")
+    set_up(params.model_copy(update={"device": "cpu"}))
+    names, files = list(params.restore.problems), params.extract_patches.test
+    weights = side_by_side(partial(weigh, params), names, params.threads, "total variation")
+    tasks = [(name, number) for name in names for number in range(len(files))]
+    solved = side_by_side(partial(solve, params, weights), tasks, params.threads, "restore")
+    values = {}
+    for (name, number), found in solved.items():
+        truth = found["truth"] / 255
+        for method in list(found)[2:]:
+            image, of_photograph = found[method] / 255, re.sub(r"\W+", "_", str(Path(files[number]).with_suffix("")))
+            row = values.setdefault(method, {"whole": {}})["whole"].setdefault(name, {})
+            row[f"psnr_db_{of_photograph}"] = psnr_db(np.square(image - truth).mean())
+            row[f"ssim_{of_photograph}"] = structural_similarity(image, truth, data_range=1)
+    for method, problems in values.items():
+        for name, row in problems["whole"].items():
+            for measure in ("psnr_db", "ssim"):
+                own = [value for key, value in row.items() if key.startswith(measure)]
+                row[measure] = float(np.mean(own))
+            if method == "tv":
+                row["weight"] = weights[name]
+    write_metrics("metrics/restore.json", values)
+    for name in names:
+        first = solved[name, 0]
+        write_array(f"data/photographs/{name}.npy", np.stack(list(first.values())))
+
+
+if __name__ == "__main__":
+    run(main)

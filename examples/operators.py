@@ -7,33 +7,13 @@ import torch
 from scipy.ndimage import convolve
 from torch import Tensor, nn
 
-from genprior.operators import Dense
+from genprior.operators import Dense, motion_kernel
 
 
 def motion_blur(shape: tuple[int, int], length: float, angle: float) -> Dense:
     """Convolution with a straight streak of `length` pixels at `angle` degrees, mirrored at the borders; m = n."""
-    reach = int(length / 2) + 1
-    offsets = np.linspace(-length / 2, length / 2, 20 * reach + 1)
-    kernel = np.zeros((2 * reach + 2, 2 * reach + 2))
-    angle = np.deg2rad(angle)
-    for row, column in zip(reach + offsets * np.sin(angle), reach + offsets * np.cos(angle), strict=True):
-        i, j = int(row), int(column)
-        kernel[i : i + 2, j : j + 2] += np.outer([1 - row + i, row - i], [1 - column + j, column - j])  # bilinear
-    kernel = kernel[:-1, :-1] / kernel.sum()
+    kernel = motion_kernel(length, angle).numpy()
     return Dense(_columns(lambda pixel: convolve(pixel, kernel, mode="reflect"), shape), shape)
-
-
-def fourier_samples(mask: Tensor) -> Dense:
-    """Some coefficients of the orthonormal 2-D Fourier transform (MRI): their real parts, then the imaginary ones.
-
-    mask: bool, (h, w), True at the measured frequencies, in the order of numpy.fft.fft2; m is twice their number.
-    """
-
-    def measure(pixel: np.ndarray) -> np.ndarray:
-        spectrum = np.fft.fft2(pixel, norm="ortho")[mask.numpy()]
-        return np.concatenate([spectrum.real, spectrum.imag])
-
-    return Dense(_columns(measure, mask.shape), mask.shape)
 
 
 def tomography(shape: tuple[int, int], angles: np.ndarray) -> Dense:

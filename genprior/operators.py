@@ -144,7 +144,7 @@ class Convolution(nn.Module):
         padded = torch.zeros(*shape, dtype=torch.float64)
         padded[:a, :b] = kernel
         padded = padded.roll((-((a - 1) // 2), -((b - 1) // 2)), (0, 1))
-        self.register_buffer("spectrum", torch.fft.rfft2(padded).to(torch.complex64))
+        self.register_buffer("spectrum", torch.fft.rfft2(padded))
         self.kept = tuple(
             slice(size - 1 - (size - 1) // 2, side - (size - 1) // 2, factor)
             if border == "cut"
@@ -153,7 +153,7 @@ class Convolution(nn.Module):
         )
 
     def _filtered(self, x: Tensor, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, self.shape).to(x.dtype)
+        return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum.to(x.dtype.to_complex()), self.shape)
 
     def A(self, x: Tensor) -> Tensor:
         return self._filtered(x, self.spectrum)[:, :, self.kept[0], self.kept[1]]

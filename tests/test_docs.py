@@ -82,10 +82,10 @@ def test_commands_are_real(name, values):
 
 
 def leaves(values: dict, path: str = "") -> set[str]:
-    """Every parameter's dotted key; those of the problems under problems.NAME."""
+    """Every parameter's dotted key; those of the problems under problems.NAME and restore.problems.NAME."""
     if not isinstance(values, dict):
         return {path.removeprefix(".")}
-    inner = [(f"{path}.{'NAME' if path == '.problems' else name}", value) for name, value in values.items()]
+    inner = [(f"{path}.{'NAME' if path.endswith('.problems') else name}", value) for name, value in values.items()]
     return {leaf for key, value in inner for leaf in leaves(value, key)}
 
 

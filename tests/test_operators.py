@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.signal
 import skimage.transform
 import torch
 from torch.nn.functional import avg_pool2d
 
-from examples.operators import PhaselessFourier, Saturation, fourier_samples, motion_blur, tomography
+from examples.operators import PhaselessFourier, Saturation, motion_blur, tomography
 from genprior.images import dct_basis
 from genprior.operators import (
+    Convolution,
     Downsampling,
+    FourierSampling,
     GaussianBlur,
     Identity,
     Inpainting,
@@ -34,7 +37,8 @@ def operators(draw):
         Downsampling(4),
         gaussian_sensing(SHAPE, 17, draw),
         motion_blur(SHAPE, 4.5, 30.0),
-        fourier_samples(torch.rand(SHAPE, generator=draw) < 0.4),
+        Convolution(SHAPE, torch.rand(3, 5, generator=draw), 2),
+        Convolution(SHAPE, torch.rand(4, 3, generator=draw), 1, "cut"),
         tomography((8, 8), np.arange(0.0, 180.0, 30.0)),
     ]
 
@@ -43,7 +47,7 @@ def shape_of(operator):
     return getattr(operator, "shape", SHAPE)
 
 
-@pytest.mark.parametrize("which", range(8))
+@pytest.mark.parametrize("which", range(9))
 def test_linear_adjoint_and_matrix(draw, which):
     operator = operators(draw)[which]
     x, other = torch.randn(2, 3, 1, *shape_of(operator), generator=draw)
@@ -77,8 +81,20 @@ def test_fourier_is_numpys(draw):
     x = torch.randn(2, 1, *SHAPE, generator=draw)
     mask = torch.rand(SHAPE, generator=draw) < 0.4
     expected = np.fft.fft2(x[:, 0].numpy(), norm="ortho")[:, mask.numpy()]
-    found = fourier_samples(mask).A(x).numpy()
-    np.testing.assert_allclose(found, np.concatenate([expected.real, expected.imag], 1), atol=1e-12)
+    operator = FourierSampling(mask)
+    np.testing.assert_allclose(operator.A(x).numpy(), expected, atol=1e-12)
+    y = torch.view_as_complex(torch.randn(2, int(mask.sum()), 2, generator=draw))
+    left, right = (operator.A(x).conj() * y).real.sum(), (x * operator.A_adjoint(y)).sum()
+    torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sides", [(3, 5), (4, 6)])
+def test_convolution_is_scipys(draw, sides):
+    x, kernel = torch.randn(1, 1, *SHAPE, generator=draw), torch.rand(sides, generator=draw)
+    inside = scipy.signal.convolve2d(x[0, 0].numpy(), kernel.numpy(), "valid")
+    np.testing.assert_allclose(Convolution(SHAPE, kernel, border="cut").A(x)[0, 0].numpy(), inside, atol=1e-12)
+    around = scipy.signal.convolve2d(np.tile(x[0, 0].numpy(), (3, 3)), kernel.numpy(), "same")[8:16, 12:24]
+    np.testing.assert_allclose(Convolution(SHAPE, kernel, 2).A(x)[0, 0].numpy(), around[::2, ::2], atol=1e-12)
 
 
 def test_radon_is_scikit_images(draw):

@@ -1,0 +1,159 @@
+"""Whole photographs: the splitting against closed forms and loops, mixtures against `condition`."""
+
+import numpy as np
+import pytest
+import torch
+
+import genprior
+from genprior import splitting
+from genprior.files import InputError
+from genprior.mixture import GaussianMixture, load_mixture, save_mixture
+from genprior.operators import Convolution, FourierSampling, Identity, Inpainting
+from genprior.splitting import conjugate_gradients, denoised, restore_image, smooth_guess
+
+SHAPE = (4, 6)
+
+
+@pytest.fixture
+def draw():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def mixture():
+    draw = np.random.default_rng(1)
+    factors = draw.normal(size=(3, 24, 24)) * np.array([0.005, 0.02, 0.06])[:, None, None]
+    means = 0.5 + 0.1 * draw.normal(size=(3, 24))
+    return GaussianMixture(np.array([0.5, 0.3, 0.2]), means, factors @ factors.swapaxes(1, 2), SHAPE)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (11, 9), (30, 41)])
+@pytest.mark.parametrize(("stride", "offset"), [(1, [0, 0]), (2, [1, 0]), (2, [0, 1])])
+def test_patches_left_as_they_are_give_the_photograph_back(draw, size, stride, offset, monkeypatch):
+    x = torch.rand(1, 1, *size, generator=draw)
+    monkeypatch.setattr(splitting, "TOGETHER", 40)  # several strips
+    torch.testing.assert_close(denoised(lambda patches, level: patches, SHAPE, x, 0.1, stride, offset), x)
+
+
+def test_denoised_is_the_mean_over_all_patches_of_the_mirrored_photograph(draw, mixture):
+    x = torch.rand(1, 1, 9, 10, generator=draw)
+    mean, covariance = mixture.mean[0], mixture.covariance[0]
+    one = GaussianMixture(np.ones(1), mean[None], covariance[None], SHAPE)
+    gain = np.linalg.solve(covariance + 0.1**2 * np.eye(24), covariance)  # Wiener's, transposed
+    padded, total = np.pad(x[0, 0].double().numpy(), ((3, 3), (5, 5)), "symmetric"), np.zeros((15, 20))
+    for i in range(12):
+        for j in range(15):
+            patch = padded[i : i + 4, j : j + 6].ravel()
+            total[i : i + 4, j : j + 6] += (mean + (patch - mean) @ gain).reshape(SHAPE)
+    found = denoised(one.denoise, SHAPE, x, 0.1, 1, [0, 0])
+    np.testing.assert_allclose(found[0, 0].numpy(), total[3:-3, 5:-5] / 24, atol=1e-5)
+
+
+def test_strips_do_not_show(draw, mixture, monkeypatch):
+    x = torch.rand(1, 1, 40, 30, generator=draw)
+    whole = denoised(mixture.denoise, SHAPE, x, 0.1, 2, [1, 1])
+    monkeypatch.setattr(splitting, "TOGETHER", 50)
+    torch.testing.assert_close(denoised(mixture.denoise, SHAPE, x, 0.1, 2, [1, 1]), whole)
+
+
+def test_the_x_step_solves_its_normal_equations(draw):
+    matrix = torch.randn(20, 20, generator=draw, dtype=torch.float64)
+    matrix, b = matrix @ matrix.T + torch.eye(20), torch.randn(20, generator=draw, dtype=torch.float64)
+    found = conjugate_gradients(lambda v: matrix @ v, b, torch.zeros_like(b), tolerance=1e-10)
+    torch.testing.assert_close(found, torch.linalg.solve(matrix, b))
+
+
+def test_the_smooth_guess_is_the_gaussians_posterior_mean(draw):
+    seen = torch.rand(7, 8, generator=draw) < 0.4
+    y = torch.rand(1, int(seen.sum()), generator=draw)
+    found = smooth_guess(Inpainting(seen), Inpainting(seen).A_adjoint(y), 0.02)
+    rows = [np.kron(np.diff(np.eye(7), axis=0), np.eye(8)), np.kron(np.eye(7), np.diff(np.eye(8), axis=0))]
+    precision = sum(row.T @ row for row in rows) / 0.05**2 + np.diag(seen.flatten().double().numpy()) / 0.02**2
+    expected = np.linalg.solve(precision, Inpainting(seen).A_adjoint(y).double().numpy().ravel() / 0.02**2)
+    np.testing.assert_allclose(found.numpy().ravel(), expected, atol=2e-3)
+
+
+def test_the_mixtures_denoiser_is_its_likeliest_components_mean(draw, mixture):
+    y = torch.rand(50, 1, *SHAPE, generator=draw)
+    for j in range(3):
+        one = GaussianMixture(np.ones(1), mixture.mean[j : j + 1], mixture.covariance[j : j + 1], SHAPE)
+        expected, _ = one.condition(np.eye(24), y.flatten(1).double().numpy(), 0.2)
+        np.testing.assert_allclose(one.denoise(y, 0.2).flatten(1).numpy(), expected, atol=1e-5)
+    # A component that is likelier than the others by far gives the mixture's mean.
+    apart = GaussianMixture(mixture.weight, mixture.mean + np.arange(3)[:, None] * 10, mixture.covariance, SHAPE)
+    expected, _ = apart.condition(np.eye(24), y.flatten(1).double().numpy() + 10, 0.2)
+    np.testing.assert_allclose(apart.denoise(y + 10, 0.2).flatten(1).numpy(), expected, atol=1e-4)
+
+
+def test_a_mixtures_file_holds_it(mixture, tmp_path):
+    save_mixture(mixture, tmp_path / "mixture.safetensors")
+    again = genprior.load(tmp_path / "mixture.safetensors")
+    assert again.shape == SHAPE
+    for name in ("weight", "mean", "covariance"):
+        np.testing.assert_allclose(getattr(again, name), getattr(mixture, name), rtol=1e-6)
+    torch.save({}, tmp_path / "other.safetensors")
+    assert load_mixture(tmp_path / "other.safetensors") is None
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        genprior.load(tmp_path / "other.safetensors")
+
+
+def waves(height: int, width: int) -> torch.Tensor:
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    return (0.5 + 0.3 * torch.sin(0.5 * rows + 0.3 * columns))[None, None]
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """The Gaussian of such waves of every phase, and of their mirror images, which lie beyond the borders."""
+    phases, rows = 2 * np.pi * np.arange(64)[:, None, None] / 64, 0.5 * np.arange(8)[:, None]
+    waves = [0.3 * np.sin(sign * rows + 0.3 * np.arange(8) + phases).reshape(64, 64) for sign in (1, -1)]
+    covariance = sum(patches.T @ patches for patches in waves) / 128 + 1e-4 * np.eye(64)
+    return GaussianMixture(np.ones(1), np.full((1, 64), 0.5), covariance[None], (8, 8))
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Identity(),
+        Inpainting(torch.rand(40, 44, generator=torch.Generator().manual_seed(0)) < 0.3),
+        Convolution((40, 44), torch.ones(5, 5) / 25),
+        Convolution((40, 44), torch.ones(2, 2) / 4, 2),
+        FourierSampling(torch.rand(40, 44, generator=torch.Generator().manual_seed(0)) < 0.3),
+    ],
+    ids=["denoise", "inpaint", "blur", "double", "fourier"],
+)
+def test_every_operator_is_restored_beyond_the_smooth_guess(learned, operator):
+    x, told = waves(40, 44), []
+    y = genprior.measure(operator, x, 0.05, seed=1)
+    adjoint = operator.A_adjoint(y)
+    found = restore_image(learned, operator, y, 0.05, progress=lambda done, levels, x: told.append(done))
+    errors = [(image - x).square().mean().sqrt().item() for image in (smooth_guess(operator, adjoint, 0.05), found.x)]
+    assert errors[1] < 0.6 * errors[0]
+    assert told == list(range(1, len(found.levels) + 1))
+    assert found.levels == sorted(found.levels, reverse=True)
+    assert torch.equal(found.x, restore_image(learned, operator, y, 0.05).x)
+
+
+def test_any_denoiser_is_taken(learned):
+    x = waves(40, 44)
+    y = genprior.measure(Identity(), x, 0.05, seed=1)
+    levels = []
+    found = restore_image(lambda z, level: levels.append(level) or z, Identity(), y, 0.05)
+    torch.testing.assert_close(found.x, y)
+    assert levels == found.levels
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigma": 0.0}, "sigma = 0: above 0"),
+        ({"sigma": float("nan")}, "sigma = nan"),
+        ({"stride": 3}, "stride = 3: a divisor"),
+        ({"stride": 9}, "stride = 9: a whole number from 1 to 8"),
+        ({"operator": torch.nn.Identity()}, "no A_adjoint"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(learned, change, message):
+    given = {"operator": Identity(), "y": waves(20, 20), "sigma": 0.1} | change
+    with pytest.raises(InputError, match=message):
+        restore_image(learned, **given)

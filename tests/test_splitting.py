@@ -97,17 +97,21 @@ def test_a_mixtures_file_holds_it(mixture, tmp_path):
         genprior.load(tmp_path / "other.safetensors")
 
 
-def waves(height: int, width: int) -> torch.Tensor:
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    return (0.5 + 0.3 * torch.sin(0.5 * rows + 0.3 * columns))[None, None]
+FREQUENCIES = (np.pi * 6 / 40, np.pi * 4 / 44)  # of whole halves of a wave, which mirrors continue
+
+
+def waves() -> torch.Tensor:
+    rows, columns = (torch.cos(f * (torch.arange(side) + 0.5)) for f, side in zip(FREQUENCIES, (40, 44), strict=True))
+    return (0.5 + 0.4 * torch.outer(rows, columns))[None, None].float()
 
 
 @pytest.fixture(scope="module")
 def learned():
-    """The Gaussian of such waves of every phase, and of their mirror images, which lie beyond the borders."""
-    phases, rows = 2 * np.pi * np.arange(64)[:, None, None] / 64, 0.5 * np.arange(8)[:, None]
-    waves = [0.3 * np.sin(sign * rows + 0.3 * np.arange(8) + phases).reshape(64, 64) for sign in (1, -1)]
-    covariance = sum(patches.T @ patches for patches in waves) / 128 + 1e-4 * np.eye(64)
+    """The Gaussian of such waves of every phase."""
+    phases = 2 * np.pi * np.arange(16) / 16
+    rows, columns = (np.cos(f * np.arange(8) + phases[:, None]) for f in FREQUENCIES)
+    patches = 0.4 * np.einsum("ai,bj->abij", rows, columns).reshape(256, 64)
+    covariance = patches.T @ patches / 256 + 1e-4 * np.eye(64)
     return GaussianMixture(np.ones(1), np.full((1, 64), 0.5), covariance[None], (8, 8))
 
 
@@ -123,7 +127,7 @@ def learned():
     ids=["denoise", "inpaint", "blur", "double", "fourier"],
 )
 def test_every_operator_is_restored_beyond_the_smooth_guess(learned, operator):
-    x, told = waves(40, 44), []
+    x, told = waves(), []
     y = genprior.measure(operator, x, 0.05, seed=1)
     adjoint = operator.A_adjoint(y)
     found = restore_image(learned, operator, y, 0.05, progress=lambda done, levels, x: told.append(done))
@@ -135,7 +139,7 @@ def test_every_operator_is_restored_beyond_the_smooth_guess(learned, operator):
 
 
 def test_any_denoiser_is_taken(learned):
-    x = waves(40, 44)
+    x = waves()
     y = genprior.measure(Identity(), x, 0.05, seed=1)
     levels = []
     found = restore_image(lambda z, level: levels.append(level) or z, Identity(), y, 0.05)
@@ -154,6 +158,6 @@ def test_any_denoiser_is_taken(learned):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(learned, change, message):
-    given = {"operator": Identity(), "y": waves(20, 20), "sigma": 0.1} | change
+    given = {"operator": Identity(), "y": waves(), "sigma": 0.1} | change
     with pytest.raises(InputError, match=message):
         restore_image(learned, **given)

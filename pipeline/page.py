@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from PIL import Image
 
 from pipeline.files import flat, markdown
 from pipeline.params import Params
+from pipeline.statements import STATEMENTS
 from pipeline.tables import (
     NAMES,
     PRIORS,
@@ -20,7 +22,9 @@ from pipeline.tables import (
     fewer_measurements,
     label,
     measure_of,
+    read_curve,
     title,
+    value,
     wide,
     with_prior,
 )
@@ -55,6 +59,7 @@ def render(template: str, table: pd.DataFrame, params: Params, folder: Path, pai
         floor=FLOOR,
         pictures=sorted(file.stem for file in folder.glob("[!.]*.png")),
         picture=lambda name: picture(folder / f"{name}.png"),
+        statements=statements(table, params),
         tables=tables(table, problems, counts) | {"paired": paired},
         rankings={
             problem: dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
@@ -66,6 +71,27 @@ def render(template: str, table: pd.DataFrame, params: Params, folder: Path, pai
             for row in table[table.problem == "chapter"].itertuples()
         },
     )
+
+
+def statements(table: pd.DataFrame, params: Params) -> list[dict[str, str]]:
+    """The chapter's statements with this run's numbers; InputError where it lacks one."""
+    few, *_, many = params.crossover.measurements
+    words = {"PROBLEM": params.report.posterior, "FEWEST": str(few), "MOST": str(many)}
+
+    def of_each_prior(part: re.Match) -> str:
+        return ", ".join(part[1].replace("PRIOR", key).replace("NAME", name) for key, name in PRIORS.items())
+
+    def measured(part: re.Match) -> str:
+        block, *file, measure = part[1].split(".")
+        found = read_curve(*file, [measure])[measure].iloc[-1] if block == "curves" else value(table, part[1])
+        return number(found, measure_of(measure).digits)
+
+    rows = []
+    for says, shows, command in STATEMENTS:
+        text = re.sub("|".join(words), lambda word: words[word[0]], re.sub("<(.+?)>", of_each_prior, shows))
+        text, _, picture = re.sub(r"\{(.+?)\}", measured, text).rstrip("]").partition(" [")
+        rows.append({"says": says, "shows": text, "picture": picture, "command": command})
+    return rows
 
 
 def as_markdown(cells: dict, corner: str) -> str:
@@ -123,7 +149,7 @@ def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[
         "bounds": cells(by_method(table, "likelihood", ["elbo", "importance_bound", "log_likelihood"]).dropna()),
         "coverage_90": intervals(table, "coverage_90", problems),
         "coverage_50": intervals(table, "coverage_50", problems),
-        "weightings": cells(by_method(of_vaes, "training", ["test_kl", "active_units", "test_psnr_db"])),
+        "weightings": cells(by_method(of_vaes, "training", ["test_kl", "active_units", "used_units", "test_psnr_db"])),
         "residuals": cells(by_method(table, "training", residuals)),
     }
 

@@ -19,6 +19,7 @@ MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Noise = Annotated[float, Field(ge=1e-3, le=1e3)]  # a standard deviation, of images in [0, 1]; with less, float32 fails
+Sigma = Annotated[float, Field(ge=1e-4, le=1e3)]  # a decoder's
 Weight = Annotated[float, Field(ge=1e-12, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -72,12 +73,18 @@ class Residual(Training):
     warm_up: Share
 
 
+class Collapse(Settings):
+    steps: Count
+    batch_size: Count | None
+    sigmas: Annotated[list[Sigma], Field(min_length=1)]
+
+
 class TrainVAE(Training):
     noise: Literal["fixed", "learned"]
-    sigma: Annotated[float, Field(ge=1e-4, le=1e3)]
+    sigma: Sigma
     objective: Literal["elbo", "chapter"]
     beta: NonNegative
-    chapter_steps: Count
+    collapse: Collapse
 
 
 class TrainSVAE(Training):

@@ -93,6 +93,23 @@ def sweep_figure(path: str | Path, table: pd.DataFrame, title: str, xlabel: str,
     save_figure(path, axis.figure)
 
 
+def fixed_noise_figure(path: str | Path, table: pd.DataFrame, panels: dict[str, str], marks: dict[str, float]) -> None:
+    """A panel for each named column against `sigma`; above, the β that means the same at the first of `marks`' σ."""
+    figure = Figure((4.6 * len(panels), 3.4))
+    name, sigma = next(iter(marks.items()))
+    for axis, (column, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axis.plot(table["sigma"], table[column], color="black", marker="o", markersize=3, linewidth=1.2)
+        for i, (label, at) in enumerate(marks.items()):
+            axis.axvline(at, color=f"C{i}", linestyle="--", linewidth=1.2, label=f"{label} σ")
+        axis.set(xscale="log", xlabel="fixed σ", ylabel=title, ylim=(0, None))
+        above = axis.secondary_xaxis("top", functions=(lambda s: (s / sigma) ** 2, lambda b: sigma * np.sqrt(b)))
+        above.set_xlabel(f"β at {name} σ")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.legend(loc="center right")
+    figure.tight_layout()
+    save_figure(path, figure)
+
+
 def crossover_figure(
     path: str | Path, ranges: pd.DataFrame, others: pd.DataFrame, beside: list[str], floors: dict[str, float]
 ) -> None:

@@ -93,7 +93,7 @@ def read_table(folder: str | Path = "metrics") -> pd.DataFrame:
         for key, value in values.items():
             if not isinstance(value, int | float):
                 raise InputError(f"{file}: {key} holds {type(value).__name__}; a number would be right")
-            rows.append((*_place(key, file), float(value)))
+            rows.append((*place(key, file), float(value)))
     return pd.DataFrame(sorted(rows, key=_rank), columns=COLUMNS)
 
 
@@ -104,7 +104,7 @@ def _rank(row: tuple) -> tuple:
     return [*NAMES, name].index(name), size, CONSTRAINTS.index(constraint) if constraint in CONSTRAINTS else 0
 
 
-def _place(key: str, file: Path) -> tuple[str, str, str, str]:
+def place(key: str, file: Path) -> tuple[str, str, str, str]:
     """Method, problem, constraint and measure of a number, by its key."""
     match key.split("."):
         case method, constraint, problem, measure if constraint in CONSTRAINTS:
@@ -118,11 +118,19 @@ def _place(key: str, file: Path) -> tuple[str, str, str, str]:
     raise InputError(f"{file}: {key}: method.constraint.problem.measure would be right")
 
 
-def read_curve(name: str, columns: list[str]) -> pd.DataFrame:
+def value(table: pd.DataFrame, key: str) -> float:
+    """A number of the table by its key, as `dvc metrics show` has it; InputError where the table lacks it."""
+    found = table.value[(table[COLUMNS[:4]] == list(place(key, Path("metrics")))).all(axis=1)]
+    if len(found) != 1:
+        raise InputError(f"metrics/: nothing of {key}, which the report shows; its stage would have to run")
+    return found.item()
+
+
+def read_curve(name: str, columns: list[str], against: str = "step") -> pd.DataFrame:
     """A curve with these columns, all numbers; InputError where the file is missing or holds anything else."""
     path = f"data/curves/{name}.csv"
     try:
-        return pd.read_csv(path)[["step", *columns]].astype(float)
+        return pd.read_csv(path)[[against, *columns]].astype(float)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not a curve of {', '.join(columns)}: {' '.join(str(error).split())}") from None
 

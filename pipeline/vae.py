@@ -9,7 +9,7 @@ from torch import Tensor
 from genprior.images import psnr_db
 from genprior.networks import PriorNetwork
 from pipeline.checkpoints import Checkpoint, resumable
-from pipeline.losses import elbo_terms
+from pipeline.losses import elbo_terms, kl_standard_normal
 from pipeline.params import Training
 from pipeline.patches import draw_batch
 from pipeline.training import cosine_adam, descend, logged
@@ -67,10 +67,12 @@ def summary(split: str, terms: Terms, n: int) -> dict[str, float]:
 @torch.no_grad()
 def held_out(prior: PriorNetwork, x: Tensor, seed: int) -> dict[str, float]:
     """The ELBO's terms on patches (N, 1, h, w), the codes in use, and the PSNR of G(E(x))."""
-    mean, _ = prior.encoder(x)
+    mean, log_variance = prior.encoder(x)
+    kl = kl_standard_normal(mean[..., None], log_variance[..., None]).mean(0)  # of each coordinate
     return {
         **summary("test", measure(prior, x, seed), x[0].numel()),
         # A latent unit is active when its posterior mean moves with the patch (Burda et al. 2016, section 5.2).
         "active_units": int((mean.var(0) > 0.01).sum()),
+        "used_units": int((kl > 0.1).sum()),
         "test_psnr_db": psnr_db((prior.decode(prior.encode(x)) - x).square().mean()),
     }

@@ -29,9 +29,9 @@ def objective(terms: vae.Terms, settings: TrainVAE, n: int, k: int) -> Tensor:
     return (settings.beta * terms["kl"] - terms["log_likelihood"]).mean() / n
 
 
-def decoder_sigma(settings: TrainVAE, n: int, k: int) -> float:
-    """The decoder's sigma at the start: the chapter's weighting implies one, sigma² = n beta / (2 k)."""
-    return math.sqrt(n * settings.beta / (2 * k)) if settings.objective == "chapter" else settings.sigma
+def implied_sigma(beta: float, n: int, k: int) -> float:
+    """The decoder's sigma whose ELBO is the chapter's weighting, up to a factor: sigma² = n beta / (2 k)."""
+    return math.sqrt(n * beta / (2 * k))
 
 
 def train(
@@ -46,12 +46,34 @@ def train(
     n, k = patches[0].numel(), network.latent_size
     prior = PriorNetwork(patches.shape[2:], **network.model_dump(), noise="constant", encoder="variational")
     prior.coefficients.fit(to_unit(patches.cpu()))
-    prior.decoder.log_sigma.data.fill_(math.log(decoder_sigma(settings, n, k)))
+    sigma = implied_sigma(settings.beta, n, k) if settings.objective == "chapter" else settings.sigma
+    prior.decoder.log_sigma.data.fill_(math.log(sigma))
     prior.decoder.log_sigma.requires_grad_(settings.noise == "learned")
     prior.to(patches.device)
     loss_of = partial(objective, settings=settings, n=n, k=k)
     curve = vae.train(prior, loss_of, (patches, validation), settings, seed, checkpoint)
     return prior.eval().requires_grad_(False), curve
+
+
+def collapse(
+    patches: Tensor,
+    x: Tensor,
+    network: Network,
+    settings: TrainVAE,
+    sigmas: set[float],
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+) -> pd.DataFrame:
+    """What short trainings with the ELBO leave of the codes of held-out patches x, a row for each fixed sigma."""
+    rows, short = [], {"steps": settings.collapse.steps, "batch_size": settings.collapse.batch_size}
+    for sigma in sorted(sigmas):
+        fixed = {"noise": "fixed", "sigma": sigma, "objective": "elbo", "beta": 1.0}
+        changed = settings.model_copy(update=fixed | short)
+        prior, _ = train(
+            patches, patches[:1], network, changed, seed, checkpoint
+        )  # validates on little: no curve is kept
+        rows.append({"sigma": sigma, **vae.held_out(prior, x, seed)})
+    return pd.DataFrame(rows)[["sigma", "test_kl", "active_units", "used_units", "test_psnr_db"]]
 
 
 def main() -> None:
@@ -60,20 +82,23 @@ def main() -> None:
     patches, validation, test = load_splits("data/patches", device)
     checkpoint = Checkpoint(".checkpoints/train_vae", params, __file__, patches, validation)
     prior, curve = train(patches, validation, params.network, settings, seed, checkpoint)
-    as_printed = {"noise": "fixed", "objective": "chapter", "beta": CHAPTER_BETA, "steps": settings.chapter_steps}
-    settings = settings.model_copy(update=as_printed)
-    chapters, chapter_curve = train(patches, validation, params.network, settings, seed, checkpoint)
     draw = torch.Generator().manual_seed(seed)
     x_test, values = draw_batch(test, None, draw), curve.iloc[-1].drop("step").to_dict()
-    values |= {**vae.held_out(prior, x_test, seed), "sigma": prior.decoder.log_sigma.exp()}
-    values["chapter"] = {**vae.held_out(chapters, x_test, seed), "sigma": chapters.decoder.log_sigma.exp()}
+    values |= {**vae.held_out(prior, x_test, seed), "sigma": prior.decoder.log_sigma.exp().item()}
 
     residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, seed, checkpoint)
     prior.eval().requires_grad_(False)
     values |= check_residual(prior, prior.encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
+
+    chapters = implied_sigma(CHAPTER_BETA, patches[0].numel(), params.network.latent_size)
+    sigmas = {*settings.collapse.sigmas, chapters}
+    swept = collapse(patches, x_test, params.network, settings, sigmas, seed, checkpoint)
+    values["chapter"] = swept[swept.sigma == chapters].to_dict("records")[0]
+    # beta at the learned sigma, if that is kept fixed, is up to a factor the ELBO at sigma √beta
+    swept.insert(1, "beta", (swept.sigma / values["sigma"]) ** 2)
     write_metrics("metrics/train_vae.json", {"train_vae": values})
     save_network(prior, "data/models/vae.safetensors")
-    for name, rows in {"vae": curve, "vae_chapter": chapter_curve, "vae_residual": residual_curve}.items():
+    for name, rows in {"vae": curve, "vae_collapse": swept, "vae_residual": residual_curve}.items():
         write_csv(f"data/curves/{name}.csv", rows)
     checkpoint.remove()
 

@@ -79,7 +79,7 @@ def tiny(values: dict) -> dict:
     values["network"] |= {"latent_size": 3, "hidden": [8]}
     for name in PRIORS:
         values[f"train_{name}"] |= {"steps": 3, "batch_size": 16}
-    values["train_gan"]["chapter_steps"] = values["train_vae"]["chapter_steps"] = 2
+    values["train_gan"]["chapter_steps"] = values["train_vae"]["collapse"]["steps"] = 2
     values["sample"]["count"] = 20
     quick = {"starts": 2, "iterations": 2}
     values["evaluate"] |= {"patches": 8, "range": quick, "relaxed": quick, "solver_patches": 1}

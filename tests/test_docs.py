@@ -14,6 +14,7 @@ from test_pipeline import runs
 
 from genprior.command import arguments
 from genprior.networks import PriorNetwork, save_network
+from pipeline.statements import STATEMENTS
 
 NAMES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("[!.]*.md"))]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -79,6 +80,11 @@ def check(command: list[str], values: dict) -> None:
 def test_commands_are_real(name, values):
     for command in simple_commands((ROOT / name).read_text()):
         check(command, values)
+
+
+@pytest.mark.parametrize("command", sorted({command for *_, command in STATEMENTS}))
+def test_commands_of_the_reports_statements_are_real(command, values):
+    check(shlex.split(command), values)
 
 
 def leaves(values: dict, path: str = "") -> set[str]:

@@ -23,13 +23,14 @@ from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.params import PRIORS as NAMES
 from pipeline.params import Params
 from pipeline.run import run
+from pipeline.statements import STATEMENTS
 from stages import report
 
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
 CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "epll", "tikhonov", "tv"]
 SAMPLES = ["coverage", "recall", "squared_mmd", "detail_db"]
-TRAINED = ["test_kl", "active_units", "test_psnr_db"]
+TRAINED = ["test_kl", "active_units", "used_units", "test_psnr_db"]
 POSTERIOR = ["coverage_50", "coverage_90", "in_range_coverage_50", "in_range_coverage_90"]
 
 
@@ -43,19 +44,25 @@ def metrics_keys(problems: list[str], counts: list[str], weights: list[str]) -> 
         *product(CLASSICAL, ["none"], every, RESTORED),
         *product(["pca"], ["range"], every, RESTORED),
         *product(["discriminative"], ["none"], problems, RESTORED),
-        *product(NAMES, ["relaxed"], ["likelihood"], ["log_likelihood", "elbo", "importance_bound"]),
+        *product(
+            NAMES, ["relaxed"], ["likelihood"], ["log_likelihood", "monte_carlo_error", "elbo", "importance_bound"]
+        ),
         *product(NAMES, ["range"], problems, ["added_mse", "solver_gap", "in_range_psnr_db"]),
         *product(NAMES, ["relaxed"], problems, POSTERIOR),
         *product(["sample"], NAMES, ["range", "relaxed"], [*SAMPLES, "distance_to_train"]),
         *product(["sample"], NAMES, ["relaxed"], ["active_codes", "kl_nats"]),
         *product(["sample"], ["floor"], SAMPLES),
+        *product(["sample"], ["ae_raw"], ["range"], [*SAMPLES, "distance_to_train"]),
         *product(
             ["train_ae", "train_vae", "train_gan"], ["residual_log_likelihood", "residual_log_likelihood_constant"]
         ),
-        *product(["train_vae", "train_svae"], TRAINED),
-        *product(["train_vae"], ["chapter"], TRAINED),
+        *product(["train_vae", "train_svae"], [*TRAINED, "test_elbo"]),
+        *product(["train_vae"], ["chapter"], [*TRAINED, "sigma"]),
+        *[("train_vae", "sigma"), ("train_ae", "test_psnr_db")],
         *product(["patches"], ["train", "test"], ["patches", "photographs"]),
         *[("chapter", "vae", "epoch_001", "kl"), ("chapter", "elbo", "kl")],
+        *product(["chapter"], ["reparameterisation"], ["draw_1"], ["z1", "z2"]),
+        *product(["chapter"], ["gan_1d"], ["step_050", "step_100", "step_200"], ["fake_mean"]),
     ]
 
 
@@ -66,6 +73,8 @@ def write_run(folder: Path, params: Params) -> None:
     files = {}
     for *keys, measure in metrics_keys(problems, list(params.crossover_problems()), list(params.weighed())):
         reduce(lambda block, key: block.setdefault(key, {}), keys, files)[measure] = draw.normal(scale=9)
+    files["train_vae"] |= {"sigma": 0.06}  # above 0, as every σ
+    files["train_vae"]["chapter"] |= {"sigma": 0.6}
     for name, values in files.items():
         write_metrics(folder / f"metrics/{name}.json", {name: values})
 
@@ -77,6 +86,7 @@ def write_run(folder: Path, params: Params) -> None:
     for name in (*(f"baselines/{name}" for name in [*CLASSICAL, "pca"]), "reconstructions/discriminative"):
         array(name, len(problems), x)
     array("samples/real", 20)
+    array("samples/ae_raw_range", 20)
     for name in NAMES:
         array(f"reconstructions/{name}_posterior", len(problems), 2, 6)
         for constraint in SUFFIXES:
@@ -88,6 +98,8 @@ def write_run(folder: Path, params: Params) -> None:
     curves = {}
     for name, columns in (curve for panels in report.CURVES.values() for curve in panels.values()):
         curves[name] = curves.get(name, {"step": range(8)}) | {column: draw.random(8) for column in columns}
+    columns = {"test_kl": draw.random(3), "used_units": range(3)}
+    curves["vae_collapse"] = {"sigma": [0.03, 0.3, 3.0], **columns}
     for name, columns in curves.items():
         write_csv(folder / f"data/curves/{name}.csv", pd.DataFrame(columns))
 
@@ -136,7 +148,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("th", "td", "strong"):
+        if {"th", "td"} & {*self.open}:
             self.rows[-1][-1] += data
 
 
@@ -188,6 +200,25 @@ def test_every_table_is_whole_and_every_parameter_stands_as_text(ran, text, read
         assert f"<dt>{key.partition('.')[2] or key}</dt><dd>{value}</dd>" in part
 
 
+def test_the_chapters_statements_have_the_runs_numbers(ran, read):
+    _, *rows = read.tables["statements"]
+    assert len(rows) == len(STATEMENTS)
+    index = (ran / "data/report/README.md").read_text()
+    for says, shows, command in rows:
+        assert not re.search(r"[{}<>\[\]]|PRIOR|NAME|PROBLEM|FEWEST|MOST", shows)
+        assert f"| {says} | ".replace("z | x", "z \\| x") in index
+        assert f" | `{command}` |" in index
+    values = {name: json.loads((ran / f"metrics/{name}.json").read_text())[name] for name in ("sample", "train_vae")}
+    shown = {says: shows.replace("−", "-") for says, shows, _ in rows}
+    smooth = shown["VAEs are often smooth, GANs are sharp."]
+    assert f"VAE {values['sample']['vae']['range']['detail_db']:.2f}, GAN" in smooth
+    (exercise,) = [shows for says, shows in shown.items() if says.startswith("Exercise 1")]
+    assert f"{values['train_vae']['chapter']['test_kl']:.2f} and " in exercise
+    (exercise,) = [shows for says, shows in shown.items() if says.startswith("Exercise 3")]
+    last = pd.read_csv(ran / "data/curves/gan_chapter_collapse.csv").iloc[-1]
+    assert f"minimax {last.coverage:.3f} and {last.spread:.3f}" in exercise
+
+
 def test_the_page_needs_nothing_else(ran, text, read):
     said = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)  # where any four letters may stand by chance
     assert "http" not in said
@@ -216,6 +247,8 @@ def test_the_page_needs_nothing_else(ran, text, read):
     ("file", "harm", "named"),
     [
         ("metrics/vae.json", None, "nothing of vae, range: "),
+        ("metrics/train_ae.json", None, "nothing of train_ae.test_psnr_db, which the report shows"),
+        ("data/curves/vae_collapse.csv", b"step,test_kl\n", "data/curves/vae_collapse.csv: not a curve of test_kl"),
         ("metrics/sample.json", b'{"sample": {"vae": "x"}}', "metrics/sample.json: sample.vae holds str"),
         ("data/curves/gan_collapse.csv", b"step,coverage\n", "data/curves/gan_collapse.csv: not a curve of coverage"),
         ("data/reconstructions/vae_mean.npy", "(1, 2)", "data/reconstructions/vae_mean.npy: (1, 2); ("),

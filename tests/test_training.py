@@ -18,6 +18,7 @@ from pipeline.classical import fit_gaussian_prior
 from pipeline.losses import elbo_terms
 from pipeline.measures import squared_mmd
 from pipeline.params import (
+    Collapse,
     CompressedSensing,
     Network,
     Residual,
@@ -42,8 +43,13 @@ def _one_thread(_torch_as_the_stages_set_it):
 
 
 def vae_settings(**changed):
-    values = {"steps": 150, "batch_size": 128, "lr": 0.003, "noise": "learned", "sigma": 0.1, "chapter_steps": 1}
-    return TrainVAE(**(values | {"objective": "elbo", "beta": 1.0} | changed))
+    values = {"steps": 150, "batch_size": 128, "lr": 0.003, "noise": "learned", "sigma": 0.1}
+    values |= {
+        "objective": "elbo",
+        "beta": 1.0,
+        "collapse": Collapse(steps=60, batch_size=128, sigmas=[0.05, 0.3, 5.0]),
+    }
+    return TrainVAE(**(values | changed))
 
 
 def svae_settings(**changed):
@@ -127,7 +133,7 @@ def test_vae_learns(patches, noise):
 def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
     """Its gradient is the negative ELBO's, up to one factor: what a loss's minimum depends on."""
     chapter = vae_settings(objective="chapter", noise="fixed", beta=0.05, steps=1)
-    assert train_vae.decoder_sigma(chapter, 256, 8) == pytest.approx(0.894, abs=1e-3)  # as measured
+    assert train_vae.implied_sigma(0.05, 256, 8) == pytest.approx(0.894, abs=1e-3)  # as measured
     prior, _ = train_vae.train(patches, patches[:100], NETWORK, chapter, 0)
     assert prior.decoder.log_sigma.exp().item() == pytest.approx(math.sqrt(64 * 0.05 / (2 * 4)))
     prior.requires_grad_()
@@ -138,6 +144,14 @@ def test_chapters_weighting_is_the_elbo_of_the_sigma_that_it_implies(patches):
         gradients.append(torch.autograd.grad(loss, prior.encoder.mean.weight)[0])
     ratio = gradients[0] / gradients[1]
     torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=0)
+
+
+def test_more_noise_leaves_the_codes_less_to_say(patches):
+    settings = vae_settings()
+    swept = train_vae.collapse(patches, to_unit(patches), NETWORK, settings, {*settings.collapse.sigmas}, 0)
+    assert list(swept.sigma) == [0.05, 0.3, 5.0]
+    assert swept.test_kl.is_monotonic_decreasing
+    assert swept.used_units.iloc[0] > swept.used_units.iloc[-1] == 0
 
 
 def test_gan_comes_closer_to_the_data():

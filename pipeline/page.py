@@ -1,11 +1,13 @@
 """What a reader gets of a run: one HTML page that needs no network, and its short index for GitHub."""
 
 import base64
+import io
 import json
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
@@ -35,10 +37,13 @@ LASSO = NAMES["lasso_dct"]
 LIKELIHOOD = ["log_likelihood", "standard_error", "monte_carlo_error", "effective_share"]
 
 
-def render(template: str, table: pd.DataFrame, params: Params, folder: Path, paired: dict) -> str:
+def render(
+    template: str, table: pd.DataFrame, params: Params, folder: Path, paired: dict, photographs: dict[str, list]
+) -> str:
     """A template of this folder, page.html.j2 or index.md.j2, filled with numbers and the pictures in `folder`.
 
-    paired: what `pipeline.photographs.comparison` says.
+    paired: what `pipeline.photographs.comparison` says; photographs: by problem a measured and a restored one, uint8
+    (H, W).
     """
     problems, counts = list(params.problems), params.crossover.measurements
     environment = Environment(
@@ -58,9 +63,10 @@ def render(template: str, table: pd.DataFrame, params: Params, folder: Path, pai
         lasso=LASSO,
         floor=FLOOR,
         pictures=sorted(file.stem for file in folder.glob("[!.]*.png")),
-        picture=lambda name: picture(folder / f"{name}.png"),
+        picture=lambda name: picture((folder / f"{name}.png").read_bytes()),
         statements=statements(table, params),
-        tables=tables(table, problems, counts) | {"paired": paired},
+        tables=tables(table, problems, counts) | whole(table, params) | {"paired": paired},
+        photographs={name: [grey(image) for image in pair] for name, pair in photographs.items()},
         rankings={
             problem: dots(table, wide(table, "psnr_db", [problem]).sort_values(problem, ascending=False))
             for problem in problems
@@ -100,12 +106,18 @@ def as_markdown(cells: dict, corner: str) -> str:
     return markdown([corner, *map(title, cells["columns"])], rows)
 
 
-def picture(file: Path) -> dict:
+def picture(content: bytes) -> dict:
     """A PNG as a data URI, with its width and height."""
-    with Image.open(file) as opened:
+    with Image.open(io.BytesIO(content)) as opened:
         width, height = opened.size
-    uri = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-    return {"uri": uri, "width": width, "height": height}
+    return {"uri": "data:image/png;base64," + base64.b64encode(content).decode(), "width": width, "height": height}
+
+
+def grey(image: np.ndarray) -> dict:
+    """An image (H, W) of uint8 as `picture`."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return picture(content.getvalue())
 
 
 def leaves(values: dict) -> dict[str, str]:
@@ -154,6 +166,12 @@ def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[
     }
 
 
+def whole(table: pd.DataFrame, params: Params) -> dict[str, dict]:
+    """The tables of whole photographs: means over them."""
+    restored, problems = table[table.constraint == "whole"], list(params.restore.problems)
+    return {f"whole_{m}": cells(wide(restored, m, problems), m, True) for m in ("psnr_db", "ssim")}
+
+
 def intervals(table: pd.DataFrame, measure: str, problems: list[str]) -> dict:
     """Shares of pixels within their credible interval, of held-out patches and of the prior's own draws."""
     own = wide(table, f"in_range_{measure}", problems).rename(index=lambda name: f"{name}, own draws")
@@ -187,7 +205,8 @@ def number(value: float, digits: int) -> str:
 
 def dots(table: pd.DataFrame, psnr: pd.DataFrame) -> dict:
     """Each row of PSNRs as places in per cent of one axis, which fits those methods that have a prior."""
-    pairs = table.loc[table.measure == "psnr_db", ["method", "constraint"]].drop_duplicates()
+    of_patches = (table.measure == "psnr_db") & table.constraint.isin(KINDS)
+    pairs = table.loc[of_patches, ["method", "constraint"]].drop_duplicates()
     kinds = {label(method, constraint): KINDS[constraint] for method, constraint in pairs.values}
     fitted = psnr.drop(index=[NAMES[name] for name in WITHOUT_PRIOR], errors="ignore")
     low, high = fitted.min().min() // 1, -(-fitted.max().max() // 1)

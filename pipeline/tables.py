@@ -14,7 +14,7 @@ from pipeline.files import flat, read_array
 from pipeline.params import PRIORS, Params
 
 WITHOUT_PRIOR = ["minimum_norm", "tikhonov"]  # whose error is of another order
-CONSTRAINTS = ("none", "range", "relaxed", "mean")  # in the order of the tables
+CONSTRAINTS = ("none", "range", "relaxed", "mean", "whole")  # in the order of the tables
 NAMES = {  # in the order of the tables
     "floor": "other real patches",
     **PRIORS,
@@ -26,6 +26,9 @@ NAMES = {  # in the order of the tables
     "tv": "total variation",
     "tikhonov": "Tikhonov",
     "minimum_norm": "minimum norm",
+    "mixture": "mixture of patches, EPLL",
+    "nlm": "non-local means",
+    "wavelets": "wavelets",
     "discriminative": "network for this problem",
 }
 SUFFIXES = {"relaxed": ", relaxed", "mean": ", posterior mean", "chapter": ", the chapter's weighting"}
@@ -155,6 +158,7 @@ def check_table(table: pd.DataFrame, params: Params) -> None:
         *product(PRIORS, ["range"], ["representation", "samples", *params.weighed()]),
         *product(PRIORS, ["relaxed"], ["likelihood"]),
         *product(["train", "test"], ["none"], ["patches"]),
+        *product(params.restore.priors, ["whole"], params.restore.problems),
         *[("floor", "none", "samples"), ("vae", "none", "training")],
     ):
         if needed not in known:

@@ -89,6 +89,19 @@ def draw_errors(table: pd.DataFrame, x: np.ndarray, params: Params) -> None:
     pictures.crossover_figure(TARGET / "crossover.png", curves.loc[ranges], others, beside, floors)
 
 
+def draw_photographs(table: pd.DataFrame, params: Params) -> dict[str, list[np.ndarray]]:
+    """The first held-out photograph by all methods, a picture for each problem; what was measured, and the first's."""
+    compared = {}
+    for problem in params.restore.problems:
+        of_problem = table[(table.constraint == "whole") & (table.problem == problem)]
+        titles = {"truth": "truth", "measured": "measured"} | {m: label(m) for m in of_problem.method.unique()}
+        panels = {title: tables.read_images(f"photographs/{problem}_{m}", None, None) for m, title in titles.items()}
+        compared[problem] = [panels["measured"], panels[label(params.restore.priors[0])]]
+        shown = {title: image / 255 for title, image in panels.items()}
+        pictures.panel_figure(TARGET / f"photograph_{problem}.png", shown, -(-len(shown) // 2))
+    return compared
+
+
 def main() -> None:
     params = load_params("params.yaml")
     problems, table = list(params.problems), tables.read_table()
@@ -117,9 +130,9 @@ def main() -> None:
     draw_posterior_collapse(table, swept)
     draw_errors(table, x, params)
     write_csv(TARGET / "table.csv", table)
-    paired = comparison(x, estimates, problems, params.seed)
+    paired, compared = comparison(x, estimates, problems, params.seed), draw_photographs(table, params)
     for file, template in ((TARGET / "README.md", "index.md.j2"), ("data/report.html", "page.html.j2")):
-        write_text(file, page.render(template, table, params, TARGET, paired))
+        write_text(file, page.render(template, table, params, TARGET, paired, compared))
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def main() -> None:
                 row["weight"] = weights[name]
     write_metrics("metrics/restore.json", values)
     for name in names:
-        first = solved[name, 0]
-        write_array(f"data/photographs/{name}.npy", np.stack(list(first.values())))
+        for method, image in solved[name, 0].items():  # the report shows the first photograph
+            write_array(f"data/photographs/{name}_{method}.npy", image)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from stages import report
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
 CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "epll", "tikhonov", "tv"]
+WHOLE, PHOTOGRAPHED = ["svae", "mixture", "tv"], yaml.safe_load(PARAMS.read_text())["restore"]["problems"]
 SAMPLES = ["coverage", "recall", "squared_mmd", "detail_db"]
 TRAINED = ["test_kl", "active_units", "used_units", "test_psnr_db"]
 POSTERIOR = ["coverage_50", "coverage_90", "in_range_coverage_50", "in_range_coverage_90"]
@@ -44,6 +45,7 @@ def metrics_keys(problems: list[str], counts: list[str], weights: list[str]) -> 
         *product(CLASSICAL, ["none"], every, RESTORED),
         *product(["pca"], ["range"], every, RESTORED),
         *product(["discriminative"], ["none"], problems, RESTORED),
+        *product(WHOLE, ["whole"], PHOTOGRAPHED, ["psnr_db", "ssim", "psnr_db_camera"]),
         *product(
             NAMES, ["relaxed"], ["likelihood"], ["log_likelihood", "monte_carlo_error", "elbo", "importance_bound"]
         ),
@@ -95,6 +97,8 @@ def write_run(folder: Path, params: Params) -> None:
             for kind in ("interpolation", "traversal", "neighbours"):
                 grey = draw.integers(0, 256, (40, 40), dtype=np.uint8)
                 Image.fromarray(grey).save(folder / f"data/samples/{name}_{constraint}_{kind}.png")
+    for problem, name in product(PHOTOGRAPHED, ["truth", "measured", *WHOLE]):
+        write_array(folder / f"data/photographs/{problem}_{name}.npy", draw.integers(0, 256, (40, 48), dtype=np.uint8))
     curves = {}
     for name, columns in (curve for panels in report.CURVES.values() for curve in panels.values()):
         curves[name] = curves.get(name, {"step": range(8)}) | {column: draw.random(8) for column in columns}
@@ -238,7 +242,9 @@ def test_the_page_needs_nothing_else(ran, text, read):
                 opened.load()
             assert attributes["alt"]
     # psnr.png is the one that the page draws itself
-    assert shown == {f.read_bytes() for f in ran.glob("data/report/*.png") if f.name != "psnr.png"}
+    files = {f.read_bytes() for f in ran.glob("data/report/*.png") if f.name != "psnr.png"}
+    assert files <= shown
+    assert len(shown - files) == 2 * len(PHOTOGRAPHED)  # what the slider compares
     index = (ran / "data/report/README.md").read_text()
     assert set(re.findall(r"\]\((\S+?)\)", index)) == {file.name for file in ran.glob("data/report/*")} - {"README.md"}
 

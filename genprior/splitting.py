@@ -56,7 +56,7 @@ def restore_image(
 ) -> RestoredImage:
     """Restore a grey photograph x (1, 1, H, W) in [0, 1] from y = A x + e, e ~ N(0, σ² I), A linear.
 
-    prior: one with a residual covariance and an encoder; a mixture, or what else has `shape` and `denoise(patches,
+    prior: one with a residual covariance; a mixture, or what else has `shape` and `denoise(patches,
     level)`; or a function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels from patch to patch, a
     divisor of the patch's sides, a quarter of them by default; the grid begins elsewhere in each pass, as the seed has
     it. Beyond its borders the photograph is taken as mirrored. progress: told after each pass how many are done, the

@@ -111,3 +111,4 @@ def test_python_example_runs(tmp_path, monkeypatch):
     assert names["found"].x.shape == names["confined"].x.shape == (4, 1, 6, 6)
     assert names["post"].x.shape == (4, 200, 1, 6, 6)
     assert (names["low"] < names["high"]).all()
+    assert names["whole"].x.shape == (1, 1, 60, 80)

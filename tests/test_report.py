@@ -29,7 +29,7 @@ from stages import report
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
 CLASSICAL = ["minimum_norm", "lasso_dct", "gaussian", "mixture_2", "mixture_3", "epll", "tikhonov", "tv"]
-WHOLE, PHOTOGRAPHED = ["svae", "mixture", "tv"], yaml.safe_load(PARAMS.read_text())["restore"]["problems"]
+WHOLE, PHOTOGRAPHED = ["vae", "mixture", "tv"], ["denoise_20", "double"]
 SAMPLES = ["coverage", "recall", "squared_mmd", "detail_db"]
 TRAINED = ["test_kl", "active_units", "used_units", "test_psnr_db"]
 POSTERIOR = ["coverage_50", "coverage_90", "in_range_coverage_50", "in_range_coverage_90"]

@@ -70,13 +70,13 @@ class GaussianMixture:
 
         (N, 1, h, w) -> (N, 1, h, w), float32. Zoran & Weiss 2011, section 4.
         """
-        log_weight, mean, values, vectors = self._spectra
+        log_weight, mean, values, vectors = (part.to(patches) for part in self._spectra)
         spread = values + level**2
         whitening = vectors / spread.sqrt()[:, None]
         offset = (mean[:, None] @ whitening).squeeze(1)
         constant = log_weight - 0.5 * spread.log().sum(1)
         restored = torch.empty_like(patches).flatten(1)
-        for rows in torch.arange(len(patches)).split(TOGETHER):
+        for rows in torch.arange(len(patches), device=patches.device).split(TOGETHER):
             y = patches[rows].flatten(1)
             log_joint = [
                 c - 0.5 * (y @ root - away).square_().sum(1)

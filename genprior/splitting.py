@@ -4,15 +4,15 @@ Minimised is EPLL's energy, in which no weight is tuned,
 
     E(x) = ‖A x - y‖² / 2σ² - (1/c) Σ_i log p(P_i x),
 
-P_i x the patches of a grid and c how many of them hold a pixel. With a copy z_i of each patch, as far from P_i x as
-noise of a level τ, it falls into two steps that are easy: patches are denoised at the level τ, and A is inverted,
+P_i x the patches of a grid and c how many of them hold a pixel, on average. With a copy z_i of each patch, as far
+from P_i x as noise of a level τ, it falls into two steps that are easy: patches are denoised at the level τ, and A is
+inverted,
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
 while τ falls. Zoran & Weiss 2011, section 4.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -56,11 +56,10 @@ def restore_image(
 ) -> RestoredImage:
     """Restore a grey photograph x (1, 1, H, W) in [0, 1] from y = A x + e, e ~ N(0, σ² I), A linear.
 
-    prior: one with a residual covariance; a mixture, or what else has `shape` and `denoise(patches,
-    level)`; or a function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels from patch to patch, a
-    divisor of the patch's sides, a quarter of them by default; the grid begins elsewhere in each pass, as the seed has
-    it. Beyond its borders the photograph is taken as mirrored. progress: told after each pass how many are done, the
-    levels and x.
+    prior: one with a residual covariance; a mixture, or what else has `shape` and `denoise(patches, level)`; or a
+    function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels from patch to patch, a quarter of the
+    patch's shorter side by default; the grid begins elsewhere in each pass, as the seed has it. Beyond its borders the
+    photograph is taken as mirrored. progress: told after each pass how many are done, the levels and x.
     InputError for a sigma that is none or 0, a stride that is none, or an operator without adjoint.
     """
     if nonnegative("sigma", sigma) == 0:
@@ -86,12 +85,10 @@ class ByPatches:
     """A denoiser of photographs by their patches, on a grid that begins elsewhere each time."""
 
     def __init__(self, prior: object, stride: int | None, seed: int):
-        sides = math.gcd(*prior.shape)
+        side = min(prior.shape)
         self.shape, self.draw = tuple(prior.shape), stream(seed, "grid")
         self.denoise = prior.denoise if hasattr(prior, "denoise") else partial(denoise, prior)
-        self.stride = whole_number("stride", max(1, sides // 4) if stride is None else stride, 1, sides)
-        if sides % self.stride:
-            raise InputError(f"stride = {stride}: a divisor of the patches' sides, {self.shape}, would be right")
+        self.stride = max(1, side // 4) if stride is None else whole_number("stride", stride, 1, side)
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
         offset = torch.randint(self.stride, (2,), generator=self.draw).tolist()
@@ -103,24 +100,26 @@ def denoised(
 ) -> Tensor:
     """The mean, over each pixel, of the denoised patches of a photograph (1, 1, H, W), which is continued by mirrors.
 
-    Each pixel is in h w / stride² patches. Strips of the grid are denoised one after another: memory is bounded.
+    Strips of the grid are denoised one after another: memory is bounded.
     """
-    (h, w), counts, placed = shape, [], []
+    (h, w), starts, placed = shape, [], []
     for side, patch, begin in zip(x.shape[2:], shape, offset, strict=True):
-        before = patch - stride + begin
-        count = math.ceil((before + side) / stride)  # patches along the side; the last begins on the photograph
-        counts.append(count)
-        placed.append(mirrored(torch.arange(-before, (count - 1) * stride + patch - before), side).to(x.device))
-    inside = [slice(patch - stride + begin, None) for patch, begin in zip(shape, offset, strict=True)]
-    total = x.new_zeros(1, 1, len(placed[0]), len(placed[1]))
-    rows = max(1, TOGETHER // counts[1])
-    for first in range(0, counts[0], rows):
-        strip = slice(first * stride, (min(first + rows, counts[0]) - 1) * stride + h)
-        cut = x[:, :, placed[0][strip]][:, :, :, placed[1]]
-        patches = unfold(cut, (h, w), stride=stride)[0].T.contiguous()
-        patches = denoise(patches.reshape(-1, 1, h, w), level).flatten(1)
+        starts.append(torch.arange(begin + stride - patch, side, stride))  # each patch holds a pixel of the photograph
+        placed.append(torch.arange(int(starts[-1][0]), int(starts[-1][-1]) + patch))
+    rows, columns = (mirrored(place, side).to(x.device) for place, side in zip(placed, x.shape[2:], strict=True))
+    total, together = x.new_zeros(1, 1, len(rows), len(columns)), max(1, TOGETHER // len(starts[1]))
+    for first in range(0, len(starts[0]), together):
+        strip = slice(first * stride, (min(first + together, len(starts[0])) - 1) * stride + h)
+        cut = x[:, :, rows[strip]][:, :, :, columns]
+        patches = unfold(cut, (h, w), stride=stride)[0].T.reshape(-1, 1, h, w)
+        patches = denoise(patches, level).flatten(1)
         total[:, :, strip] += fold(patches.T[None], cut.shape[2:], (h, w), stride=stride)
-    return total[:, :, inside[0], inside[1]][:, :, : x.shape[2], : x.shape[3]] * (stride**2 / (h * w))
+    inside = [(place >= 0) & (place < side) for place, side in zip(placed, x.shape[2:], strict=True)]
+    counts = [
+        ((start <= place[own, None]) & (place[own, None] < start + patch)).sum(1).to(x)
+        for place, own, start, patch in zip(placed, inside, starts, shape, strict=True)
+    ]
+    return total[:, :, inside[0]][:, :, :, inside[1]] / torch.outer(*counts)
 
 
 def mirrored(index: Tensor, side: int) -> Tensor:
@@ -141,7 +140,7 @@ def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:
         rough = pad(rows, (0, 0, 1, 0)) - pad(rows, (0, 0, 0, 1)) + pad(columns, (1, 0)) - pad(columns, (0, 1))
         return weight * operator.A_adjoint(operator.A(x)) + rough
 
-    return conjugate_gradients(normal, weight * adjoint, adjoint)
+    return conjugate_gradients(normal, weight * adjoint, adjoint, 500, 1e-5)  # holes fill in slowly
 
 
 def conjugate_gradients(

@@ -275,8 +275,8 @@ class Params(Settings):
         for name in self.restore.problems:
             if name in self.problems or name in RESERVED:
                 yield f"restore.problems.{name}: the pipeline has another use for the name; choose another"
-        if any(side % self.restore.stride for side in sides):
-            yield f"restore.stride = {self.restore.stride} does not divide extract_patches.patch_size = {sides}"
+        if self.restore.stride > min(sides):
+            yield f"restore.stride = {self.restore.stride}: patches of extract_patches.patch_size = {sides} leave gaps"
         if counts != sorted(set(counts)) or counts[-1] > n:
             yield f"crossover.measurements = {counts}: they must grow, up to the {n} pixels of a patch"
         if self.network.latent_size > n:

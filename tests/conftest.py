@@ -92,7 +92,7 @@ def tiny(values: dict) -> dict:
     values["baselines"] |= {"tv_weights": [0.01], "mixture_components": [2], "mixture_patches": 200}
     values["train_discriminative"] |= {"steps": 3, "batch_size": 16}
     few = {name: values["restore"]["problems"][name] for name in ("denoise_20", "double")}
-    values["restore"] |= {"priors": ["vae", "mixture"], "stride": 8, "tv_weights": [8.0], "problems": few}
+    values["restore"] |= {"priors": ["vae", "mixture"], "stride": 6, "tv_weights": [8.0], "problems": few}
     values["report"]["pictures"], values["threads"] = 4, 1
     values["problems"] = {name: values["problems"][name] for name in ("denoise", "super_resolution", "cs_50")}
     return values

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -57,33 +56,10 @@ def estimate_sigma(picture: np.ndarray, seen: np.ndarray) -> float | None:
     return float(np.quantile(of_blocks, 0.1)) / SMOOTHEST
 
 
-def corners(side: int, patch: int, stride: int) -> list[int]:
-    """Where overlapping patches begin along a side, the last one at its end."""
-    return [*range(0, side - patch, stride), side - patch]
-
-
-def cut_patches(image: np.ndarray, patch_size: Sequence[int], stride: int, to_end: bool = False) -> np.ndarray:
-    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w).
-
-    With `to_end` also those at the ends of its sides, so that every pixel is in one.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(image, patch_size)
-    if to_end:
-        windows = windows[np.ix_(*(corners(*sides, stride) for sides in zip(image.shape, patch_size, strict=True)))]
-    else:
-        windows = windows[::stride, ::stride]
+def cut_patches(image: np.ndarray, patch_size: Sequence[int], stride: int) -> np.ndarray:
+    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w)."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, patch_size)[::stride, ::stride]
     return windows.reshape(-1, *patch_size).copy()
-
-
-def join_patches(patches: np.ndarray, size: tuple[int, int], stride: int) -> np.ndarray:
-    """The image of `size` (H, W) that was cut `to_end`, each pixel the mean of the patches (N, h, w) that hold it."""
-    height, width = patches.shape[1:]
-    total, count = np.zeros((2, *size))
-    places = [corners(*sides, stride) for sides in zip(size, (height, width), strict=True)]
-    for patch, (i, j) in zip(patches, product(*places), strict=True):
-        total[i : i + height, j : j + width] += patch
-        count[i : i + height, j : j + width] += 1
-    return total / count
 
 
 def symmetries(patches: np.ndarray) -> np.ndarray:

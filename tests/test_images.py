@@ -24,19 +24,6 @@ def test_patches_are_cut_row_by_row():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("size", "stride"), [((8, 8), 3), ((21, 30), 3), ((20, 9), 8), ((16, 24), 8)])
-def test_cut_patches_join_to_the_image(size, stride):
-    image = np.random.default_rng(0).random(size)
-    patches = images.cut_patches(image, (8, 8), stride, to_end=True)
-    np.testing.assert_allclose(images.join_patches(patches, size, stride), image)
-    np.testing.assert_array_equal(patches[-1], image[-8:, -8:])
-
-
-def test_a_pixel_is_the_mean_of_the_patches_that_hold_it():
-    joined = images.join_patches(np.array([1.0, 2, 6])[:, None, None] * np.ones((4, 4)), (4, 8), 2)
-    np.testing.assert_allclose(joined, np.tile([1, 1, 1.5, 1.5, 4, 4, 6, 6], (4, 1)))
-
-
 def test_grid_is_row_by_row_on_white():
     found = images.tile(np.arange(3)[:, None, None, None] / 4 * np.ones((1, 2, 1)), 2)
     np.testing.assert_array_equal(found, [[0, 1, 0.25], [0, 1, 0.25], [1, 1, 1], [0.5, 1, 1], [0.5, 1, 1]])

@@ -234,7 +234,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     one = restoring.add_mutually_exclusive_group().add_argument
     one("--mask", type=existing, help="a picture, white where IMAGE was seen, black or transparent where it was not")
     one("--kernel", type=existing, help="a picture of the blur of IMAGE: what a point of light becomes")
-    one("--scale", type=int, choices=(2, 3, 4), help="enlarge IMAGE, whose pixels are means over so many squared")
+    one("--scale", type=int, choices=(2, 3, 4), help="enlarge IMAGE: its pixels are means over so many × so many")
     one("--missing", type=within(float, 0, 0.99), help="with --simulate: leave out this share of the pixels")
     add("--white", type=within(float, 1e-3, 2**32), help="the number in IMAGE that is white (the largest of its bits)")
     add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch, a divisor of its side (a quarter)")

@@ -150,8 +150,8 @@ def load(args: argparse.Namespace) -> View | GaussianMixture:
 
 def restore(args: argparse.Namespace) -> None:
     prior = load(args)
-    if isinstance(prior, View) and not (prior.network.has_residual and prior.network.encoder):
-        raise InputError(f"{args.prior}: a prior without a residual model or an encoder; one with both would be right")
+    if isinstance(prior, View) and not prior.network.has_residual:
+        raise InputError(f"{args.prior}: a prior without a residual model; one with it would be right")
     photograph = read_colours(args.image, args.white)
     levels = cropped(args.image, photograph.levels, args)
     if args.simulate and args.scale:
@@ -237,7 +237,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     one("--scale", type=int, choices=(2, 3, 4), help="enlarge IMAGE: its pixels are means over so many × so many")
     one("--missing", type=within(float, 0, 0.99), help="with --simulate: leave out this share of the pixels")
     add("--white", type=within(float, 1e-3, 2**32), help="the number in IMAGE that is white (the largest of its bits)")
-    add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch, a divisor of its side (a quarter)")
+    add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (a quarter of a patch)")
     add("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="take this part")
     add("--simulate", action="store_true", help="IMAGE is clean: blur or shrink it, add noise, and print the PSNR")
     add("--out", default="restored.png", help="the PNG, TIFF or JPEG to write (%(default)s)")

@@ -263,7 +263,7 @@ def test_samples_are_the_priors(priors, folder, options):
         ("restore true.png --sigma 0.1 --kernel nothing.png", "nothing.png: No such file"),
         ("restore true.png --sigma 0.1 --out kernel.png --kernel kernel.png", "--out kernel.png: would overwrite"),
         ("restore true.png --sigma 0.1 --out a.gif", "--out a.gif: a name that ends in .png or .tif or"),
-        ("restore true.png --sigma 0.1 --stride 3", "stride = 3: a divisor"),
+        ("restore true.png --sigma 0.1 --stride 9", "stride = 9: a whole number from 1 to 8"),
         ("restore true.png --sigma 0.1 --mask seen.png --crop 5 4 3 9", "seen.png: black all over --crop"),
         ("restore true.png --sigma 0.1 --simulate --scale 4 --crop 0 0 3 9", "[3, 9] pixels; at least 4 × 4"),
         ("restore true.png --sigma 0.1 --crop 0 0 2 9", "true.png: [2, 9] pixels; at least 3 × 3"),

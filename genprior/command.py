@@ -1,17 +1,17 @@
-"""The command `genprior`: pictures restored with a trained prior, and samples of one.
+"""The command `genprior`: photographs restored with a trained prior, and samples of one.
 
-    genprior restore noisy.png                                remove noise, whose σ is estimated
-    genprior restore noisy.png --sigma 0.1                    ... or given, where black is 0 and white 1
+    genprior restore noisy.jpg                                remove noise, whose σ is estimated
+    genprior restore noisy.jpg --sigma 0.1                    ... or given, where black is 0 and white 1
     genprior restore holes.png --sigma 0.01 --mask seen.png   ... and fill in what the mask has black
+    genprior restore blurred.png --kernel kernel.png          ... and undo the blur of which this is a picture
+    genprior restore small.png --scale 2                      ... and make it twice as large
     genprior restore clean.png --sigma 0.1 --simulate         add the noise first, and print the PSNR
     genprior sample --prior gan                               a hundred patches that the prior makes up
 
-Each patch is E[x | y, z] at its dominant mode, or, with --samples, its posterior mean. Where patches overlap, pixels
-are averaged.
+Colour is restored as luminance and two chroma, each with the prior of greys. 16 bits stay 16 bits.
 """
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -21,117 +21,170 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
 import genprior
-from genprior.files import InputError, existing, one_line_errors, whole_file
-from genprior.images import corners, cut_patches, estimate_sigma, join_patches, psnr_db, save_grid
-from genprior.operators import Identity, Inpainting
-from genprior.photographs import read_mask, read_photograph
+from genprior.files import InputError, existing, one_line_errors
+from genprior.images import estimate_sigma, from_opponent, psnr_db, save_grid, to_opponent
+from genprior.mixture import GaussianMixture
+from genprior.operators import Convolution, Downsampling, Identity, Inpainting, LinearOperator
+from genprior.photographs import SUFFIXES, read_colours, read_mask, write_photograph
 from genprior.views import View
 
-TOGETHER = 512  # patches restored at a time
 LEAST_SIGMA = 1e-4
-MOST_NUMBERS = 2**28  # in the patches of a picture: 1 GB
+CHANNELS = {1: ["grey"], 3: ["luminance", "red against blue", "green against both"]}
 
 
-def cropped(file: str, picture: np.ndarray, args: argparse.Namespace, shape: tuple[int, int]) -> np.ndarray:
+def cropped(file: str, picture: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     """The part of a picture that is asked for."""
     if args.crop:
         top, left, height, width = args.crop
-        if min(args.crop) < 0 or top + height > picture.shape[0] or left + width > picture.shape[1]:
-            raise InputError(f"{file}: {list(picture.shape)} (height, width) does not hold --crop {args.crop}")
+        if min(top, left) < 0 or top + height > picture.shape[0] or left + width > picture.shape[1]:
+            raise InputError(f"{file}: {list(picture.shape[:2])} (height, width) does not hold --crop {args.crop}")
         picture = picture[top : top + height, left : left + width]
-    if any(side < patch for side, patch in zip(picture.shape, shape, strict=True)):
-        raise InputError(f"{file}: {list(picture.shape)} (height, width) is smaller than the prior's patches {shape}")
+    least = max(3, args.scale or 0)
+    if min(picture.shape[:2]) < least:
+        raise InputError(f"{file}: {list(picture.shape[:2])} pixels; at least {least} × {least} would be right")
     return picture
 
 
-def seen_pixels(args: argparse.Namespace, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Which pixels of a picture of `size` are measured: bool, (H, W)."""
-    if args.mask is not None:
-        seen = cropped(args.mask, read_mask(args.mask), args, shape)
-        if seen.shape != size:
-            raise InputError(f"{args.mask}: {list(seen.shape)} (height, width); {args.image} is {list(size)}")
-    else:
-        # One patch's mask, over and over: patches with equal masks are restored together.
-        mask = np.random.default_rng([args.seed, 1]).random(shape) >= (args.missing or 0)
-        seen = np.pad(mask, [(0, side - patch) for side, patch in zip(size, shape, strict=True)], "wrap")
-    if not cut_patches(seen, shape, args.stride, to_end=True).any((1, 2)).all():
-        culprit = f"{args.mask}: black" if args.mask else f"--missing {args.missing}: nothing seen"
-        inverted = "; more than half is black, perhaps it is inverted" if args.mask and seen.mean() < 0.5 else ""
-        raise InputError(f"{culprit} over whole patches of {shape}; smaller holes would be right{inverted}")
+def seen_pixels(args: argparse.Namespace, size: tuple[int, int]) -> np.ndarray:
+    """Which pixels of a photograph of `size` are measured: bool, (H, W)."""
+    if args.missing:
+        return np.random.default_rng([args.seed, 1]).random(size) >= args.missing
+    if args.mask is None:
+        return np.ones(size, dtype=bool)
+    seen = cropped(args.mask, read_mask(args.mask), args)
+    if seen.shape != size:
+        raise InputError(f"{args.mask}: {list(seen.shape)} (height, width); {args.image} is {list(size)}")
+    if not seen.any():
+        raise InputError(f"{args.mask}: black all over --crop {args.crop}; a part that was seen would be right")
+    if seen.mean() < 0.5:
+        print(f"{args.mask}: {1 - seen.mean():.0%} is black, which is filled in; perhaps it is inverted")
     return seen
 
 
-def restore_picture(view: View, y: np.ndarray, seen: np.ndarray, args: argparse.Namespace) -> np.ndarray:
-    """A picture (H, W) from its pixels y where `seen`: its patches' restorations, averaged where they overlap."""
-    patches, masks = (cut_patches(picture, view.shape, args.stride, to_end=True) for picture in (y, seen))
-    x = torch.from_numpy(patches)[:, None].to(args.device)
-    kinds, kind = np.unique(masks, axis=0, return_inverse=True)
-    done = 0
-    for number, mask in enumerate(kinds):
-        K = (Identity() if mask.all() else Inpainting(torch.from_numpy(mask))).to(args.device)
-        for rows in torch.from_numpy(np.flatnonzero(kind == number)).split(TOGETHER):
-            found = genprior.restore(view, K, K.A(x[rows]), args.sigma, seed=args.seed)
-            x[rows] = found.mean(args.samples, args.seed) if args.samples else found.x
-            done += len(rows)
-            if sys.stderr.isatty():
-                print(f"\r{done} of {len(x)} patches", end="\n" * (done == len(x)), file=sys.stderr, flush=True)
-    return join_patches(x[:, 0].cpu().numpy(), y.shape, args.stride).clip(0, 1)
+def kernel_of(args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
+    """The blur kernel, of sum 1: (a, b)."""
+    kernel = read_colours(args.kernel).levels.mean(2, dtype=np.float64)
+    if not kernel.any():
+        raise InputError(f"{args.kernel}: black all over; bright where light is spread to would be right")
+    if any(of_kernel > side for of_kernel, side in zip(kernel.shape, size, strict=True)):
+        raise InputError(f"{args.kernel}: {list(kernel.shape)} (height, width); {args.image} is only {list(size)}")
+    return torch.from_numpy(kernel / kernel.sum())
 
 
-def noise_of(y: np.ndarray, seen: np.ndarray, args: argparse.Namespace) -> tuple[float, str]:
+def operator_of(args: argparse.Namespace, seen: np.ndarray) -> LinearOperator:
+    """K. What is measured has the size of `seen`; with --simulate, the clean photograph has."""
+    if args.kernel is not None:
+        kernel = kernel_of(args, seen.shape)
+        # Light from beyond the border is in the picture: what is restored reaches there.
+        beyond = [0, 0] if args.simulate else [side - 1 for side in kernel.shape]
+        size = [side + more for side, more in zip(seen.shape, beyond, strict=True)]
+        return Convolution(size, kernel, border="cut")
+    if args.scale is not None:
+        return Downsampling(args.scale)
+    return Identity() if seen.all() else Inpainting(torch.from_numpy(seen))
+
+
+def noise_of(levels: np.ndarray, seen: np.ndarray, args: argparse.Namespace) -> tuple[float, str]:
     """The σ that counts, and a line about it: given, with what the picture says against it, or estimated."""
-    estimated = estimate_sigma(y, seen)
+    if args.simulate:
+        return args.sigma, f"sigma = {args.sigma:g}"
+    estimated = estimate_sigma(levels, seen)
     if args.sigma is None:
         if estimated is None:
             raise InputError(f"{args.image}: too little is seen, or not clipped, to estimate the noise; give --sigma")
         sigma = min(max(float(f"{estimated:.2g}"), LEAST_SIGMA), 1.0)
         return sigma, f"sigma = {sigma:g}, estimated"
     given = f"sigma = {args.sigma:g}"
-    if not (args.simulate or estimated is None or args.sigma / 2 <= estimated <= 3 * args.sigma):
+    if not (estimated is None or args.sigma / 2 <= estimated <= 3 * args.sigma):
         given += f", but the noise of the picture looks like {estimated:.2g}: without --sigma it is estimated"
     return args.sigma, given
 
 
-def load(args: argparse.Namespace) -> View:
-    """The prior that is asked for, or its range."""
+def progress_of(channel: str, truth: np.ndarray | None) -> Callable[[int, list[float], Tensor], None]:
+    """What tells the passes over one channel to a terminal, and nobody else."""
+
+    def tell(done: int, levels: list[float], x: Tensor) -> None:
+        if sys.stderr.isatty():
+            line = f"{channel}: pass {done} of {len(levels)}, level {255 * levels[done - 1]:.1f} of 255"
+            if truth is not None:
+                line += f", {psnr_db(np.square(x[0].cpu().numpy() - truth).mean()):.2f} dB"
+            print(f"\r{line:<79}", end="\n" * (done == len(levels)), file=sys.stderr, flush=True)
+
+    return tell
+
+
+def restored(
+    prior: View | GaussianMixture,
+    operator: LinearOperator,
+    y: np.ndarray,
+    truth: np.ndarray | None,
+    args: argparse.Namespace,
+) -> np.ndarray:
+    """A photograph (C, 1, H, W) in [0, 1] from y (C, ...), C = 1 or 3: of colours each channel by itself."""
+    colour, found = len(y) == 3, []
+    if colour:
+        y, truth = to_opponent(y), None if truth is None else to_opponent(truth)
+    for i, name in enumerate(CHANNELS[len(y)]):
+        channel = torch.from_numpy(y[i : i + 1]).to(device_of(prior))
+        tell = progress_of(name, None if truth is None else truth[i])
+        sigma = args.sigma / len(y) ** 0.5
+        x = genprior.restore_image(prior, operator, channel, sigma, args.stride, args.seed, tell).x
+        found.append(x[0].cpu().numpy())
+    return (from_opponent(np.stack(found)) if colour else found[0][None]).clip(0, 1)
+
+
+def device_of(prior: View | GaussianMixture) -> torch.device:
+    """Where it computes: mixtures do on the CPU."""
+    return getattr(prior, "device", torch.device("cpu"))
+
+
+def load(args: argparse.Namespace) -> View | GaussianMixture:
+    """The prior that is asked for."""
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no such device here; cpu is there")
-    prior = genprior.load(args.prior, device=args.device)
-    if not (args.range or prior.network.has_residual):
-        raise InputError(f"{args.prior}: a prior without a residual model; --range would be right")
-    return prior.range if args.range else prior
+    return genprior.load(args.prior, device=args.device)
 
 
 def restore(args: argparse.Namespace) -> None:
-    view = load(args)
-    args.stride = args.stride or min(view.shape) // 2 or 1
-    if args.stride > min(view.shape):
-        raise InputError(f"--stride {args.stride}: 1 to {min(view.shape)}, the prior's patch, would be right")
-    picture = cropped(args.image, read_photograph(args.image, args.white), args, view.shape) / np.float32(255)
-    count = math.prod(len(corners(*sides, args.stride)) for sides in zip(picture.shape, view.shape, strict=True))
-    if count * math.prod(view.shape) > MOST_NUMBERS:
-        raise InputError(f"--stride {args.stride}: {count} patches are too many at a time; a larger stride is right")
-    y = picture
+    prior = load(args)
+    if isinstance(prior, View) and not prior.network.has_residual:
+        raise InputError(f"{args.prior}: a prior without a residual model; one with it would be right")
+    photograph = read_colours(args.image, args.white)
+    levels = cropped(args.image, photograph.levels, args)
+    if args.simulate and args.scale:
+        levels = levels[tuple(slice(side - side % args.scale) for side in levels.shape[:2])]
+    seen = seen_pixels(args, levels.shape[:2])
+    args.sigma, noise = noise_of(levels, seen, args)
+
+    operator = operator_of(args, seen).to(device_of(prior))
+    measured = lambda x: operator.A(torch.from_numpy(x).to(device_of(prior))).cpu().numpy()  # noqa: E731
+    picture = np.moveaxis(levels, 2, 0)[:, None].copy()
+    y, truth = measured(picture) if args.simulate or args.mask else picture, None
     if args.simulate:
-        noise = np.random.default_rng([args.seed, 0]).standard_normal(picture.shape, dtype=np.float32)
-        y = picture + args.sigma * noise
-    seen = seen_pixels(args, picture.shape, view.shape)
-    args.sigma, noise = noise_of(y, seen, args)
-    estimate = restore_picture(view, y, seen, args)
-    misfit = np.sqrt(np.square(estimate - y)[seen].mean()) / args.sigma
-    with whole_file(args.out) as part:
-        Image.fromarray(np.rint(estimate * 255).astype(np.uint8)).save(part)
-    print(f"{args.out}: {picture.shape[0]} × {picture.shape[1]} pixels, {count} patches")
+        draw = np.random.default_rng([args.seed, 0]).standard_normal(y.shape, dtype=np.float32)
+        y, truth = y + np.float32(args.sigma) * draw, picture
+    x = restored(prior, operator, y, truth, args)
+    misfit = np.sqrt(np.square(measured(x) - y).mean()) / args.sigma
+
+    inside = (..., *getattr(operator, "kept", ()))  # of a blurred photograph, what it shows itself
+    result = np.moveaxis(x[inside][:, 0], 0, 2)
+    write_photograph(args.out, result, photograph)
+    print(f"{args.out}: {result.shape[0]} × {result.shape[1]} pixels, {'grey' if len(x) == 1 else 'colour'}")
     print(f"{noise}; the result differs from what was seen by {misfit:.2f} sigma")
-    if args.simulate:
-        print(f"PSNR {psnr_db(np.square(estimate - picture).mean()):.2f} dB")
+    if truth is not None:
+        print(f"PSNR {psnr_db(np.square(x - truth)[inside].mean()):.2f} dB")
 
 
 def sample(args: argparse.Namespace) -> None:
-    x = load(args).sample(args.count, seed=args.seed)
+    prior = load(args)
+    if isinstance(prior, GaussianMixture):
+        raise InputError(f"{args.prior}: a mixture, which restores only; ae, vae, gan or svae would be right")
+    if not (args.range or prior.network.has_residual):
+        raise InputError(f"{args.prior}: a prior without a residual model; --range would be right")
+    x = (prior.range if args.range else prior).sample(args.count, seed=args.seed)
     save_grid(args.out, x.cpu().numpy())
     print(f"{args.out}: {len(x)} patches of {x.shape[2]} × {x.shape[3]} pixels")
 
@@ -164,44 +217,42 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
     shared = Parser(add_help=False)
     add = shared.add_argument
-    add("--prior", default="svae", help="ae, vae, gan, svae, or the file of a prior (%(default)s)")
-    add("--range", action="store_true", help="confine images to the range of the decoder, as the chapter does")
+    add("--prior", default="svae", help="ae, vae, gan, svae, mixture, or the file of a prior (%(default)s)")
     add("--seed", type=within(int, 0, 2**31), default=0, help="of all that is random (%(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
 
     sampling = commands.add_parser("sample", parents=[shared], help="draw patches from a prior")
     sampling.add_argument("--count", type=within(int, 1, 10_000), default=100, help="how many (%(default)s)")
+    sampling.add_argument("--range", action="store_true", help="confine images to the range of the decoder")
     sampling.add_argument("--out", default="samples.png", help="the PNG to write (%(default)s)")
-    sampling.set_defaults(work=sample, image=None, mask=None, missing=None, simulate=False)
+    sampling.set_defaults(work=sample, image=None, mask=None, kernel=None, missing=None, simulate=False)
 
-    restoring = commands.add_parser("restore", parents=[shared], help="restore a picture")
+    restoring = commands.add_parser("restore", parents=[shared], help="restore a photograph")
     add = restoring.add_argument
-    add("image", type=existing, metavar="IMAGE", help="JPEG, PNG or TIFF; colour becomes grey")
-    add(
-        "--sigma",
-        type=within(float, LEAST_SIGMA, 1),
-        help="standard deviation of its noise, grey in [0, 1] (estimated)",
-    )
-    add("--mask", type=existing, help="a picture, white where IMAGE was seen, black or transparent where it was not")
+    add("image", type=existing, metavar="IMAGE", help="JPEG, PNG or TIFF, grey or in colour, of 8 or 16 bits")
+    add("--sigma", type=within(float, LEAST_SIGMA, 1), help="standard deviation of its noise, white is 1 (estimated)")
+    one = restoring.add_mutually_exclusive_group().add_argument
+    one("--mask", type=existing, help="a picture, white where IMAGE was seen, black or transparent where it was not")
+    one("--kernel", type=existing, help="a picture of the blur of IMAGE: what a point of light becomes")
+    one("--scale", type=int, choices=(2, 3, 4), help="enlarge IMAGE: its pixels are means over so many × so many")
+    one("--missing", type=within(float, 0, 0.99), help="with --simulate: leave out this share of the pixels")
     add("--white", type=within(float, 1e-3, 2**32), help="the number in IMAGE that is white (the largest of its bits)")
-    add("--samples", type=within(int, 20, 10_000), default=0, help="take the posterior mean, over so many samples")
-    add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (half a patch)")
+    add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (a quarter of a patch)")
     add("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="take this part")
-    add("--simulate", action="store_true", help="IMAGE is clean: add the noise first, and print the PSNR")
-    add("--missing", type=within(float, 0, 0.99), help="with --simulate: leave out this share of the pixels")
-    add("--out", default="restored.png", help="the PNG to write (%(default)s)")
+    add("--simulate", action="store_true", help="IMAGE is clean: blur or shrink it, add noise, and print the PSNR")
+    add("--out", default="restored.png", help="the PNG, TIFF or JPEG to write (%(default)s)")
     restoring.set_defaults(work=restore)
 
     args = parser.parse_args(words)
     if args.simulate and args.sigma is None:
         parser.error("--simulate: the noise to add is missing; give --sigma")
-    if args.missing and (args.mask is not None or not args.simulate):
-        parser.error("--missing goes with --simulate, and without --mask")
-    if Path(args.out).suffix.lower() != ".png" or Path(args.out).is_dir():
-        parser.error(f"--out {args.out}: a name that ends in .png would be right")
-    if any(
-        file is not None and os.path.realpath(file) == os.path.realpath(args.out) for file in (args.image, args.mask)
-    ):
+    if args.missing and not args.simulate:
+        parser.error("--missing goes with --simulate")
+    suffixes = SUFFIXES if args.work is restore else (".png",)
+    if Path(args.out).suffix.lower() not in suffixes or Path(args.out).is_dir():
+        parser.error(f"--out {args.out}: a name that ends in {' or '.join(suffixes)} would be right")
+    given = [file for file in (args.image, args.mask, args.kernel) if file is not None]
+    if any(os.path.realpath(file) == os.path.realpath(args.out) for file in given):
         parser.error(f"--out {args.out}: would overwrite what is to be restored")
     return args
 
@@ -210,6 +261,6 @@ def main(words: list[str] | None = None) -> None:
     """Do what the command line says; what is wrong with it or its files ends the program with one line."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's deterministic kernels ask for
     torch.use_deterministic_algorithms(True)
-    with one_line_errors("A smaller --crop or a larger --stride needs less."):
+    with one_line_errors("A smaller --crop needs less."):
         args = arguments(words)
         args.work(args)

@@ -1,8 +1,7 @@
-"""Photographs to patches and back to pictures: resizing, noise, cutting, the DCT basis, grids of patches."""
+"""Photographs and their patches: resizing, noise, colour, cutting, the DCT basis, grids of patches."""
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ from PIL import Image
 from genprior.files import whole_file
 
 SMOOTHEST = 0.91  # what the smoothest tenth of blocks shows of white noise
+OPPONENT = np.array([[1, 1, 1], [1.5**0.5, 0, -(1.5**0.5)], [0.5**0.5, -(2**0.5), 0.5**0.5]]) / 3
+MIDDLE = np.array([[0], [0.5], [0.5]])  # without colour, the chroma are a middle grey
 
 
 def resize(image: np.ndarray, size: int | list[int] | None) -> np.ndarray:
@@ -28,17 +29,23 @@ def resize(image: np.ndarray, size: int | list[int] | None) -> np.ndarray:
 
 
 def estimate_sigma(picture: np.ndarray, seen: np.ndarray) -> float | None:
-    """The standard deviation of white noise in a picture (H, W), from pixels `seen`; None where too little tells it.
+    """The standard deviation of white noise in a picture, from pixels `seen` (H, W); None where too little tells it.
 
     Second differences along both axes hold little but noise, above all in the smoothest tenth of the blocks of 16 × 16
     pixels. Blocks that are clipped to black or white do not count. Texture below σ = 0.01 counts as noise; JPEG and
     resizing take noise away. Immerkær 1996, "Fast noise variance estimation".
+
+    picture: (H, W), or (H, W, C), of which the mean channel counts: its noise is σ / √C where that of the channels is
+    independent. Of colour, JPEG blurs the rest away, and with it the noise.
     """
     from scipy.ndimage import convolve, minimum_filter
 
+    clipped = (picture <= 0) | (picture >= 1)
+    if picture.ndim == 3:
+        picture, clipped = picture.mean(2) * picture.shape[2] ** 0.5, clipped.any(2)
     mask = np.outer([1, -2, 1], [1, -2, 1]) / 6
     squares = convolve(picture.astype(np.float64), mask) ** 2
-    parts = (squares, minimum_filter(seen, 3), (picture <= 0) | (picture >= 1))
+    parts = (squares, minimum_filter(seen, 3), clipped)
     side = [min(16, side - 2) for side in picture.shape]
     squares, whole, clipped = (cut_patches(part[1:-1, 1:-1], side, 16) for part in parts)
     count = whole.sum((1, 2))
@@ -49,33 +56,10 @@ def estimate_sigma(picture: np.ndarray, seen: np.ndarray) -> float | None:
     return float(np.quantile(of_blocks, 0.1)) / SMOOTHEST
 
 
-def corners(side: int, patch: int, stride: int) -> list[int]:
-    """Where overlapping patches begin along a side, the last one at its end."""
-    return [*range(0, side - patch, stride), side - patch]
-
-
-def cut_patches(image: np.ndarray, patch_size: Sequence[int], stride: int, to_end: bool = False) -> np.ndarray:
-    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w).
-
-    With `to_end` also those at the ends of its sides, so that every pixel is in one.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(image, patch_size)
-    if to_end:
-        windows = windows[np.ix_(*(corners(*sides, stride) for sides in zip(image.shape, patch_size, strict=True)))]
-    else:
-        windows = windows[::stride, ::stride]
+def cut_patches(image: np.ndarray, patch_size: Sequence[int], stride: int) -> np.ndarray:
+    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w)."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, patch_size)[::stride, ::stride]
     return windows.reshape(-1, *patch_size).copy()
-
-
-def join_patches(patches: np.ndarray, size: tuple[int, int], stride: int) -> np.ndarray:
-    """The image of `size` (H, W) that was cut `to_end`, each pixel the mean of the patches (N, h, w) that hold it."""
-    height, width = patches.shape[1:]
-    total, count = np.zeros((2, *size))
-    places = [corners(*sides, stride) for sides in zip(size, (height, width), strict=True)]
-    for patch, (i, j) in zip(patches, product(*places), strict=True):
-        total[i : i + height, j : j + width] += patch
-        count[i : i + height, j : j + width] += 1
-    return total / count
 
 
 def symmetries(patches: np.ndarray) -> np.ndarray:
@@ -94,6 +78,20 @@ def dct_basis(height: int, width: int) -> np.ndarray:
     n = height * width
     coefficients = scipy.fft.dctn(np.eye(n).reshape(n, height, width), axes=(1, 2), norm="ortho")
     return coefficients.reshape(n, n)
+
+
+def to_opponent(rgb: np.ndarray) -> np.ndarray:
+    """Luminance and two chroma of colours: (3, ...) -> (3, ...), all in [0, 1] for colours in [0, 1].
+
+    c = M (R, G, B)ᵀ + (0, 1/2, 1/2)ᵀ: (R + G + B) / 3, (R - B) / √6 and (R - 2 G + B) / √18. The rows of M are
+    orthogonal, of length 1/√3: white noise stays white and independent, its standard deviation σ becomes σ / √3.
+    """
+    return (OPPONENT @ rgb.reshape(3, -1) + MIDDLE).reshape(rgb.shape).astype(rgb.dtype)
+
+
+def from_opponent(channels: np.ndarray) -> np.ndarray:
+    """The colours of `to_opponent`'s channels: (3, ...) -> (3, ...)."""
+    return (3 * OPPONENT.T @ (channels.reshape(3, -1) - MIDDLE)).reshape(channels.shape).astype(channels.dtype)
 
 
 def psnr_db(mean_squared_error: float) -> float:

@@ -1,24 +1,30 @@
-"""Photographs read from files as grey, upright and whole: what their tags say is honoured, or refused in one line.
+"""Photographs read from files, upright and whole: what their tags say is honoured, or refused in one line.
 
 TIFF is tifffile's, other formats are Pillow's, and PNG of 16-bit colour, for which Pillow has no mode, imagecodecs'.
 """
 
 import logging
 import math
+import struct
 import warnings
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from genprior.files import InputError, existing
+from genprior.files import InputError, existing, whole_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "GIF", "BMP", "PPM")  # Pillow would run Ghostscript for others
 MOST_PIXELS = 2**27  # 134 megapixels: a file of a few bytes can claim any number
 FEW, MANY = 128, 8  # greys of a picture, and as many times more in its file, from which on a line says so
 PAINTED = 0.9  # below it a pixel of a mask is partly painted over, as at the soft edge of a stroke
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode L
+DESCRIBING = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432, 34665, 34853)  # EXIF on who took what, when, how
+MISLEADING = (40962, 40963, 40965)  # width and height, which may have changed, and a place in the file
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")  # of what is written
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 RAW = "a camera's raw data; JPEG, PNG or TIFF, as a raw developer writes them, would be right"
@@ -45,6 +51,19 @@ class Stored:
     associated: bool = False  # whether the numbers are multiplied by alpha
 
 
+@dataclass
+class Photograph:
+    """A picture, upright: levels float32 (h, w, 3), or (h, w, 1) where it is grey, in [0, 1], and what its file tells.
+
+    bits: 8 or 16, to be written with; exif: its tags but those of the file itself; profile: the ICC profile, or b"".
+    """
+
+    levels: np.ndarray
+    bits: int
+    exif: Image.Exif
+    profile: bytes
+
+
 def read_photograph(path: str | Path, white: float | None = None) -> np.ndarray:
     """Read a picture of any mode and depth, upright, as grey on a white ground: uint8, (height, width).
 
@@ -55,17 +74,37 @@ def read_photograph(path: str | Path, white: float | None = None) -> np.ndarray:
     Raises InputError that names a file which is missing, damaged, too large or no such picture.
     """
     path = existing(path)
-    levels, alpha, top = _read(path, white)
-    distinct = np.unique(levels) if top != 255 else levels[:0]
-    if alpha is not None:
-        if (clear := np.mean(alpha < 0.1)) > 0.001:
-            _say(f"{path}: {clear:.1%} is transparent, and laid on white")
-        levels = levels * alpha + (1 - alpha)
-    grey = np.rint(levels * 255).astype(np.uint8)
-    left = np.count_nonzero(np.bincount(grey.ravel()))
-    if left <= FEW and len(distinct) > MANY * left:
-        _say(f"{path}: {left} greys are left of {len(distinct)}, with {white or top:g} as white; is it another level?")
-    return grey
+    levels, alpha, stored = _read(path, white)
+    return np.rint(_on_white(levels, alpha, stored.top, path, white) * 255).astype(np.uint8)
+
+
+def read_colours(path: str | Path, white: float | None = None) -> Photograph:
+    """Read a picture as `read_photograph` does, in colour and at full depth; equal channels are grey."""
+    path = existing(path)
+    levels, alpha, stored = _read(path, white, colour=True)
+    levels = _on_white(levels, None if alpha is None else alpha[..., None], stored.top, path, white)
+    if (levels == levels[..., :1]).all():
+        levels = levels[..., :1]
+    deep = stored.top > 255 or stored.numbers.dtype.kind == "f"
+    return Photograph(levels, 16 if deep else 8, *_told(path, {1: b"GRAY", 3: b"RGB "}[levels.shape[2]]))
+
+
+def write_photograph(path: str | Path, levels: np.ndarray, like: Photograph) -> None:
+    """Write levels (h, w, 3 or 1), as PNG, TIFF or JPEG by the suffix, with the bits and what else `like` tells.
+
+    JPEG has 8 bits. Levels beyond [0, 1] are clipped.
+    """
+    suffix, exif = Path(path).suffix.lower(), like.exif.tobytes() if like.exif else b""
+    deep = like.bits == 16 and suffix not in (".jpg", ".jpeg")
+    numbers = np.rint(levels.clip(0, 1) * (65535 if deep else 255)).astype(np.uint16 if deep else np.uint8, order="C")
+    with whole_file(path) as part:
+        if suffix == ".png":
+            part.write_bytes(_png(numbers, exif[6:], like.profile))
+        elif suffix in (".tif", ".tiff"):
+            part.write_bytes(_tiff(numbers, like.exif, like.profile))
+        else:
+            picture = Image.fromarray(numbers.squeeze(2) if numbers.shape[2] == 1 else numbers)
+            picture.save(part, "JPEG", quality=95, subsampling=0, exif=exif, icc_profile=like.profile)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -75,7 +114,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     has other greys, nothing white, or no hole.
     """
     path = existing(path)
-    levels, alpha, top = _read(path, None)
+    levels, alpha, stored = _read(path, None)
+    top = stored.top
     shown, right = levels, f"0 for what is missing and {top:g} for what is measured would be right"
     if alpha is not None:
         shown = levels * alpha if np.mean(np.abs(levels - 0.5) < 0.4) <= 0.05 else alpha
@@ -96,8 +136,68 @@ def _say(line: str) -> None:
     logging.getLogger("genprior").warning(line)
 
 
-def _read(path: Path, white: float | None) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """A picture's greys and its alpha, or None, both in [0, 1], float32 (h, w); and the number that stands for 1."""
+def _on_white(levels: np.ndarray, alpha: np.ndarray | None, top: float, path: Path, white: float | None) -> np.ndarray:
+    """Levels laid on white by their alpha; the logger gets a line on what `read_photograph` names."""
+    distinct = np.unique(levels) if top != 255 else levels[:0]
+    if alpha is not None:
+        if (clear := np.mean(alpha < 0.1)) > 0.001:
+            _say(f"{path}: {clear:.1%} is transparent, and laid on white")
+        levels = levels * alpha + (1 - alpha)
+    left = np.count_nonzero(np.bincount(np.rint(levels * 255).astype(np.uint8).ravel()))
+    if left <= FEW and len(distinct) > MANY * left:
+        _say(f"{path}: {left} greys are left of {len(distinct)}, with {white or top:g} as white; is it another level?")
+    return levels
+
+
+def _told(path: Path, space: bytes) -> tuple[Image.Exif, bytes]:
+    """What a file's EXIF tells of the photograph, of a picture that is upright, and its ICC profile, if of `space`.
+
+    Empty where Pillow makes no sense of them: the picture is worth more.
+    """
+    kept, profile = Image.Exif(), b""
+    with suppress(Exception), warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        profile = image.info.get("icc_profile") or b""
+        profile = profile if profile[16:20] == space else b""
+        exif, found = image.getexif(), Image.Exif()
+        for tag in DESCRIBING:
+            if tag in exif and tag in (34665, 34853):
+                found[tag] = {name: value for name, value in exif.get_ifd(tag).items() if name not in MISLEADING}
+            elif tag in exif:
+                found[tag] = exif[tag]
+        if found:
+            found[274] = 1
+        if len(found.tobytes()) < 2**16 - 8:  # more does not fit into JPEG
+            kept = found
+    return kept, profile
+
+
+def _png(numbers: np.ndarray, exif: bytes, profile: bytes) -> bytes:
+    """A PNG of numbers (h, w, 1 or 3): imagecodecs writes 16-bit colour, and the chunks are put behind its header."""
+    import imagecodecs
+
+    content, chunks = imagecodecs.png_encode(numbers.squeeze(2) if numbers.shape[2] == 1 else numbers), b""
+    for name, data in ((b"iCCP", profile and b"ICC\0\0" + zlib.compress(profile)), (b"eXIf", exif)):
+        if data:
+            chunks += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content[:33] + chunks + content[33:]
+
+
+def _tiff(numbers: np.ndarray, exif: Image.Exif, profile: bytes) -> bytes:
+    """A TIFF of numbers (h, w, 1 or 3), in one strip, whose directory is that of the EXIF with the picture's tags."""
+    height, width, channels = numbers.shape
+    bits = 8 * numbers.itemsize
+    tags = {256: width, 257: height, 258: (bits,) * channels, 259: 1, 262: 1 + (channels == 3)}
+    tags |= {273: 0, 277: channels, 278: height, 279: numbers.nbytes}  # Pillow counts 273 from the directory's end
+    tags |= {34675: profile} if profile else {}
+    directory = Image.Exif()
+    directory.endian = "<"
+    for tag, value in {**exif, **tags}.items():
+        directory[tag] = value
+    return directory.tobytes()[6:] + numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
+
+
+def _read(path: Path, white: float | None, colour: bool = False) -> tuple[np.ndarray, np.ndarray | None, Stored]:
+    """A picture's greys (h, w), or colours (h, w, 1 or 3), and alpha (h, w) or None, in [0, 1]; and what was stored."""
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file")
@@ -107,8 +207,9 @@ def _read(path: Path, white: float | None) -> tuple[np.ndarray, np.ndarray | Non
             if head.startswith(signature, offset):
                 raise InputError(f"{path}: {what}")
         with warnings.catch_warnings(action="ignore"):  # of Pillow, on what it can read all the same
-            stored = (_stored_in_tiff if head.startswith(TIFF) else _stored)(path)
-        return _upright(_grey(stored, path, white), stored), _upright(stored.alpha, stored), stored.top
+            stored = _stored_in_tiff(path) if head.startswith(TIFF) else _stored(path, colour)
+        levels = _levels(stored, path, white)
+        return _upright(levels if colour else _grey(levels), stored), _upright(stored.alpha, stored), stored
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged data
@@ -116,8 +217,8 @@ def _read(path: Path, white: float | None) -> tuple[np.ndarray, np.ndarray | Non
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or damaged[:400]}") from None
 
 
-def _stored(path: Path) -> Stored:
-    """Of all formats but TIFF."""
+def _stored(path: Path, colour: bool) -> Stored:
+    """Of all formats but TIFF; colours of 8 bits are grey already unless `colour`."""
     with Image.open(path, formats=FORMATS) as image:
         _check_size(image.size[::-1], path)
         told, bits = image.tile[0][3] if image.tile else None, 16
@@ -142,8 +243,9 @@ def _stored(path: Path) -> Stored:
                 image.info["transparency"] = key * (85 if raw == "L;2" else 17)
             shown = ImageOps.exif_transpose(image)
             alpha = np.asarray(shown.convert("RGBA"))[..., 3] / np.float32(255) if shown.has_transparency_data else None
-            grey = shown.convert("RGB" if shown.mode in ("P", "PA") else shown.mode).convert("L")
-            return Stored(np.asarray(grey)[..., None], 255, alpha)
+            shown = shown.convert("RGB" if shown.mode in ("P", "PA") else shown.mode)
+            shown = shown.convert("RGB" if colour and shown.mode not in ("1", "L", "LA") else "L")
+            return Stored(np.asarray(shown).reshape(*shown.size[::-1], -1), 255, alpha)
     colours = numbers.shape[2] - (numbers.shape[2] % 2 == 0)
     top = 1.0 if numbers.dtype.kind == "f" else 2.0**16 - 1
     alpha = None if colours == numbers.shape[2] else numbers[..., -1] / np.float32(top)
@@ -211,8 +313,8 @@ def _check_size(shape: tuple[int, ...], path: Path) -> None:
         raise InputError(f"{path}: {shape[0]} × {shape[1]} pixels; at most {MOST_PIXELS} in all would be right")
 
 
-def _grey(stored: Stored, path: Path, white: float | None) -> np.ndarray:
-    """Greys in [0, 1], as the file has them: float32 (h, w). Beyond `white`, where it is given, there is only white."""
+def _levels(stored: Stored, path: Path, white: float | None) -> np.ndarray:
+    """Greys or RGB in [0, 1], as the file has them: float32 (h, w, 1 or 3). Beyond `white`, if given, all is white."""
     numbers, alpha = stored.numbers, stored.alpha
     low, high = numbers.min(), numbers.max()
     if white is None and not (low >= 0 and high <= stored.top):  # false for NaN
@@ -229,15 +331,20 @@ def _grey(stored: Stored, path: Path, white: float | None) -> np.ndarray:
         levels = np.divide(levels, alpha[..., None], out=levels, where=alpha[..., None] > 0).clip(0, 1)
     if levels.shape[2] == 4:
         levels = (1 - levels[..., :3]) * (1 - levels[..., 3:])
-    if levels.shape[2] == 3:
-        return sum(np.float32(weight) * levels[..., i] for i, weight in enumerate(LUMA)).clip(0, 1)
-    return 1 - levels[..., 0] if stored.white_is_zero else levels[..., 0]
+    return 1 - levels if stored.white_is_zero else levels
+
+
+def _grey(levels: np.ndarray) -> np.ndarray:
+    """Levels (h, w, 1 or 3) as greys: (h, w)."""
+    if levels.shape[2] == 1:
+        return levels[..., 0]
+    return sum(np.float32(weight) * levels[..., i] for i, weight in enumerate(LUMA)).clip(0, 1)
 
 
 def _upright(picture: np.ndarray | None, stored: Stored) -> np.ndarray | None:
     """A stored picture as its orientation tag, 1 to 8, shows it."""
     if picture is None:
         return None
-    picture = picture.T if stored.orientation in (5, 6, 7, 8) else picture
+    picture = picture.swapaxes(0, 1) if stored.orientation in (5, 6, 7, 8) else picture
     picture = picture[::-1] if stored.orientation in (3, 4, 7, 8) else picture
     return picture[:, ::-1] if stored.orientation in (2, 3, 6, 7) else picture

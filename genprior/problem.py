@@ -16,7 +16,7 @@ from genprior.batches import standard_normal
 from genprior.files import InputError, nonnegative
 from genprior.operators import as_matrix
 
-ONE_K = "one K for a batch: restore the problems of each K apart, as restore_picture of genprior/command.py does"
+ONE_K = "one K for a batch: restore the problems of each K apart"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures cut into patches and joined again, their noise, and the DCT."""
+"""Pictures cut into patches, their noise and colours, and the DCT."""
 
 import numpy as np
 import pytest
@@ -22,19 +22,6 @@ def test_patches_are_cut_row_by_row():
     found = images.cut_patches(GREY, [4, 3], 2)
     expected = [GREY[i : i + 4, j : j + 3] for i in range(0, 9, 2) for j in range(0, 8, 2)]
     np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize(("size", "stride"), [((8, 8), 3), ((21, 30), 3), ((20, 9), 8), ((16, 24), 8)])
-def test_cut_patches_join_to_the_image(size, stride):
-    image = np.random.default_rng(0).random(size)
-    patches = images.cut_patches(image, (8, 8), stride, to_end=True)
-    np.testing.assert_allclose(images.join_patches(patches, size, stride), image)
-    np.testing.assert_array_equal(patches[-1], image[-8:, -8:])
-
-
-def test_a_pixel_is_the_mean_of_the_patches_that_hold_it():
-    joined = images.join_patches(np.array([1.0, 2, 6])[:, None, None] * np.ones((4, 4)), (4, 8), 2)
-    np.testing.assert_allclose(joined, np.tile([1, 1, 1.5, 1.5, 4, 4, 6, 6], (4, 1)))
 
 
 def test_grid_is_row_by_row_on_white():
@@ -66,6 +53,34 @@ def test_white_noise_is_estimated_on_a_smooth_picture_and_beside_holes(sigma):
         found = images.estimate_sigma(np.where(where, picture, 1.0), where)
         assert found == pytest.approx(sigma, rel=0.03)
     assert images.estimate_sigma(picture, draw.random(picture.shape) > 0.5) is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_noise_of_colours_is_that_of_their_mean(shared):
+    """Independent in the channels, or, as JPEG leaves it, one grey noise in all; beside a channel that is clipped."""
+    draw, shape = np.random.default_rng(0), (96, 128)
+    picture = 0.5 + 0.05 * draw.standard_normal((*shape, 1 if shared else 3)) * np.ones(3)
+    picture[:, :70, 0] += 1
+    found = images.estimate_sigma(picture.clip(0, 1), np.ones(shape, dtype=bool))
+    assert found == pytest.approx(0.05 * (3**0.5 if shared else 1), rel=0.06)
+    assert images.estimate_sigma(np.ones((*shape, 3)), np.ones(shape, dtype=bool)) is None
+
+
+def test_opponent_channels():
+    """Against the formula, written out: greys and pure colours, the way back, and what becomes of noise."""
+    draw = np.random.default_rng(0)
+    rgb = draw.random((3, 5, 4))
+    r, g, b = rgb
+    expected = [(r + g + b) / 3, 0.5 + (r - b) / 6**0.5, 0.5 + (r - 2 * g + b) / 18**0.5]
+    channels = images.to_opponent(rgb)
+    np.testing.assert_allclose(channels, expected, atol=1e-12)
+    np.testing.assert_allclose(images.from_opponent(channels), rgb, atol=1e-12)
+    corners = images.to_opponent(np.indices((2, 2, 2)).reshape(3, 8).astype(np.float32))
+    assert corners.dtype == np.float32
+    assert corners.min() >= 0
+    assert corners.max() <= 1
+    noise = images.to_opponent(0.1 * draw.standard_normal((3, 200_000)))
+    np.testing.assert_allclose(np.cov(noise), 0.01 / 3 * np.eye(3), atol=5e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.1, 0.2])

@@ -188,7 +188,7 @@ def test_a_k_of_its_own_for_each_problem(view, count, linear):
     masks = MASKS[:count].float()
     for A in (lambda x: x * masks, lambda x: x * masks[: len(x)]):
         said = line(view, Both(A, A if linear else None), torch.ones(count, 1, *SHAPE))
-        assert said.endswith("restore the problems of each K apart, as restore_picture of genprior/command.py does")
+        assert said.endswith("restore the problems of each K apart")
     genprior.restore(view, Both(lambda x: x * masks[:1], lambda x: x * masks[:1]), torch.ones(count, 1, *SHAPE), 0.1)
 
 

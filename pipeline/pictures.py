@@ -93,18 +93,18 @@ def sweep_figure(path: str | Path, table: pd.DataFrame, title: str, xlabel: str,
     save_figure(path, axis.figure)
 
 
-def fixed_noise_figure(path: str | Path, table: pd.DataFrame, panels: dict[str, str], marks: dict[str, float]) -> None:
-    """A panel for each named column against `sigma`; above, the β that means the same at the first of `marks`' σ."""
-    figure = Figure((4.6 * len(panels), 3.4))
-    name, sigma = next(iter(marks.items()))
-    for axis, (column, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+def fixed_noise_figure(path: str | Path, table: pd.DataFrame, own: float, chapters: float) -> None:
+    """KL and coordinates in use against `sigma`, with the VAE's own and the chapter's; above, β at the VAE's own."""
+    figure = Figure((9.2, 3.4))
+    labels = {"test_kl": "KL of held-out patches [nats]", "used_units": "coordinates above 0.1 nats"}
+    for axis, (column, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         axis.plot(table["sigma"], table[column], color="black", marker="o", markersize=3, linewidth=1.2)
-        for i, (label, at) in enumerate(marks.items()):
-            axis.axvline(at, color=f"C{i}", linestyle="--", linewidth=1.2, label=f"{label} σ")
-        axis.set(xscale="log", xlabel="fixed σ", ylabel=title, ylim=(0, None))
-        above = axis.secondary_xaxis("top", functions=(lambda s: (s / sigma) ** 2, lambda b: sigma * np.sqrt(b)))
-        above.set_xlabel(f"β at {name} σ")
+        axis.axvline(own, color="C0", linestyle="--", linewidth=1.2, label="the VAE's σ")
+        axis.axvline(chapters, color="C1", linestyle="--", linewidth=1.2, label="the chapter's σ")
+        axis.set(xscale="log", xlabel="fixed σ", ylabel=label, ylim=(0, None))
         axis.yaxis.get_major_locator().set_params(integer=True)
+        above = axis.secondary_xaxis("top", functions=(lambda sigma: (sigma / own) ** 2, lambda beta: own * beta**0.5))
+        above.set_xlabel("β at the VAE's σ")
         axis.legend(loc="center right")
     figure.tight_layout()
     save_figure(path, figure)

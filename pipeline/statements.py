@@ -62,9 +62,9 @@ STATEMENTS = [
     ),
     (
         "Exercise 3: mode collapse. Many codes give very similar images.",
-        "Coverage and, 1 for real patches, spread at the end: default game {curves.gan_collapse.coverage} and "
-        "{curves.gan_collapse.spread}, the chapter's minimax {curves.gan_chapter_collapse.coverage} and "
-        "{curves.gan_chapter_collapse.spread}. [collapse]",
+        "Coverage and spread at the end: default game {curves.gan_collapse.coverage} and {curves.gan_collapse.spread}, "
+        "the chapter's minimax {curves.gan_chapter_collapse.coverage} and {curves.gan_chapter_collapse.spread}; a "
+        "spread of 1 is that of real patches. [collapse]",
         "dvc repro sample",
     ),
     (

@@ -63,14 +63,6 @@ def draw_reconstructions(
         pictures.reconstruction_figure(TARGET / f"posterior_{name}.png", rows, f"{NAMES[name]}, {problems[at]}")
 
 
-def draw_posterior_collapse(table: pd.DataFrame, swept: pd.DataFrame) -> None:
-    """KL and active coordinates against a fixed σ, beside the σ that was learned and the chapter's."""
-    learned, chapters = (tables.value(table, f"train_vae.{key}") for key in ("sigma", "chapter.sigma"))
-    panels = {"test_kl": "KL of held-out patches [nats]", "used_units": "coordinates above 0.1 nats"}
-    marks = {"the VAE's": learned, "the chapter's": chapters}
-    pictures.fixed_noise_figure(TARGET / "posterior_collapse.png", swept, panels, marks)
-
-
 def draw_errors(table: pd.DataFrame, x: np.ndarray, params: Params) -> None:
     """PSNR of every problem as bars over the linear Gaussian's, and against the number of measurements."""
     compared, gaussian = with_prior(table), NAMES["gaussian"]
@@ -116,6 +108,7 @@ def main() -> None:
         for name, panels in CURVES.items()
     }
     swept = tables.read_curve("vae_collapse", ["test_kl", "used_units"], against="sigma")
+    own, chapters = (tables.value(table, f"train_vae.{key}") for key in ("sigma", "chapter.sigma"))
     estimates = read_estimates(table, problems, x)
     shape = (len(problems), None, 6, *x.shape[1:])  # four samples, their mean, their standard deviation
     posteriors = {name: tables.read_images(f"reconstructions/{name}_posterior", *shape) for name in PRIORS}
@@ -127,7 +120,7 @@ def main() -> None:
     draw_reconstructions(estimates, posteriors, x, params)
     for name, panels in curves.items():
         pictures.curve_figure(TARGET / f"{name}.png", panels, shared=name != "curves")
-    draw_posterior_collapse(table, swept)
+    pictures.fixed_noise_figure(TARGET / "posterior_collapse.png", swept, own, chapters)
     draw_errors(table, x, params)
     write_csv(TARGET / "table.csv", table)
     paired, compared = comparison(x, estimates, problems, params.seed), draw_photographs(table, params)

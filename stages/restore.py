@@ -1,4 +1,4 @@
-"""Whole photographs: those held out for the test, restored by priors of their patches and by classical methods.
+"""Photographs: the middles of those held out for the test, restored by priors of patches and by classical methods.
 
 Total variation is restored in the same splitting, its weight chosen on the validation photographs; non-local means and
 wavelets know noise alone. Problems are solved side by side in up to `threads` processes of one thread each.
@@ -25,15 +25,18 @@ from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
 
+MOST = 128  # pixels of a side, of the photograph's middle: the whole takes as long as all that is before it
 FILES = {"mixture": "data/baselines/mixture.safetensors"}  # beside the trained priors
 
 
 def read(file: str, params: Params) -> Tensor:
-    """A photograph, trimmed to sides that every factor of super-resolution divides: (1, 1, H, W) in [0, 1]."""
+    """The middle of a photograph, of sides that every factor of super-resolution divides: (1, 1, H, W) in [0, 1]."""
     picture = prepare(file, params.extract_patches)
     factor = math.lcm(*(getattr(problem, "factor", 1) for problem in params.restore.problems.values()))
-    height, width = (side - side % factor for side in picture.shape)
-    return torch.from_numpy(picture[:height, :width] / np.float32(255))[None, None]
+    sides = [min(side, MOST) - min(side, MOST) % factor for side in picture.shape]
+    top, left = ((whole - side) // 2 for whole, side in zip(picture.shape, sides, strict=True))
+    middle = picture[top : top + sides[0], left : left + sides[1]]
+    return torch.from_numpy(middle / np.float32(255))[None, None]
 
 
 def shrunk(x: Tensor, level: float, weight: float) -> Tensor:

@@ -79,14 +79,22 @@ def weigh(params: Params, name: str) -> float:
     return tried[int(errors.argmin())]
 
 
+def as_picture(problem: Measured, x: Tensor) -> Tensor:
+    """What was measured, where it is a picture of x's size, else as much of Aᵀy as explains y best."""
+    if problem.y.shape == x.shape:
+        return problem.y
+    back = problem.operator.A_adjoint(problem.y)
+    again = problem.operator.A(back)
+    return back * (problem.y * again.conj()).real.sum() / again.abs().square().sum()
+
+
 def solve(params: Params, weights: dict[str, float], task: tuple[str, int]) -> dict[str, np.ndarray]:
-    """Truth, smooth guess and all methods' restorations of one photograph from one problem: uint8 (H, W)."""
+    """Truth, what was measured, and all methods' restorations of one photograph from one problem: uint8 (H, W)."""
     set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
     name, number = task
     x = read(params.extract_patches.test[number], params)
     (problem,) = pose({name: params.restore.problems[name]}, x, params.seed, f"photograph {number}")
-    shown = problem.operator.A_adjoint(problem.y)
-    found = {"truth": x, "measured": shown / shown.abs().max() if shown.max() > 2 else shown}
+    found = {"truth": x, "measured": as_picture(problem, x)}
     found |= methods(problem, params, weights[name])
     return {method: np.rint(255 * image[0, 0].clamp(0, 1).numpy()).astype(np.uint8) for method, image in found.items()}
 

@@ -235,7 +235,7 @@ def test_arrays_of_patches(tmp_path):
 
 # Everything at once as small, as narrow or as few as the schema lets it be, beside what is tiny.
 LOWEST = {
-    "extract_patches": {"patch_size": [2, 2], "image_size": 3, "stride": 1, "symmetries": False},
+    "extract_patches": {"patch_size": [2, 2], "image_size": 8, "stride": 1, "symmetries": False},
     "network": {"latent_size": 1, "hidden": [1]},
     **{key: {"steps": 1, "batch_size": 1} for key in ("residual", "train_ae", "train_vae", "train_svae")},
     "train_gan": {"steps": 1, "batch_size": 1, "discriminator_hidden": [1], "average": 0},
@@ -245,6 +245,7 @@ LOWEST = {
     | {key: {"starts": 1, "iterations": 1} for key in ("range", "relaxed")},
     "crossover": {"measurements": [1, 2], "patches": 1, "sigma": 1e-3},
     "baselines": {"validation_patches": 1, "mixture_components": [], "mixture_patches": 2, "tv_weights": [1e-12]},
+    "restore": {"stride": 1, "tv_weights": [1e-12]},
 }
 PROBLEMS = {
     "denoise": {"operator": "identity", "sigma": 1e-3},

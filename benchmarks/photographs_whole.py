@@ -4,7 +4,7 @@
     python -m benchmarks.photographs_whole ... --methods mixture svae --every 8         # some methods, some photographs
 
 Both priors are trained on 8 × 8 patches of all training photographs, and kept: the mixture of 200 components without
-the patch's mean by at most 30 steps of EM on 200,000 patches, as EPLL's; the structured VAE as params.yaml says. Every
+the patch's mean by at most 30 steps of EM on 200,000 patches, as EPLL's; what else there is as params.yaml says. Every
 method gets the same noise and the true σ, in a process of one thread, two side by side. BM3D is PyPI's `bm3d`, which is
 no dependency: its licence allows no commercial use. DnCNN is KAIR's dncnn_25, for σ = 25 alone.
 """
@@ -36,7 +36,7 @@ from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
 from stages import train_svae
 
-SIDE, STRIDE, STRENGTH = (8, 8), {"mixture": 2, "svae": 4}, 30.0
+SIDE, STRIDE = (8, 8), {"mixture": 2, "svae": 4}
 METHODS = ("mixture", "svae", "tv", "nlm", "bm3d", "dncnn")
 PUBLISHED = {  # means over BSD68, as Zhang et al. 2017 print them, table II
     "BM3D": (31.07, 28.57, 25.62),
@@ -56,7 +56,9 @@ def train(what: str, folder: Path, params: Params, path: Path) -> None:
     patches = patches[draw.permutation(len(patches))[:600_000]]
     if what == "mixture":
         x = (patches[:200_000].reshape(-1, 64) + draw.random((200_000, 64)) - 0.5) / 255
-        found = classical.fit_gaussian_prior(x, dct_basis(*SIDE), 200, 30, STRENGTH, 0, apart=True)
+        found = classical.fit_gaussian_prior(
+            x, dct_basis(*SIDE), 200, 30, params.baselines.mixture_strength, params.seed, apart=True
+        )
         save_mixture(GaussianMixture(found.weight, found.mean, found.covariance, SIDE), path)
     else:
         patches = torch.from_numpy(patches)[:, None]

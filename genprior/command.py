@@ -5,6 +5,7 @@
     genprior restore holes.png --sigma 0.01 --mask seen.png   ... and fill in what the mask has black
     genprior restore blurred.png --kernel kernel.png          ... and undo the blur of which this is a picture
     genprior restore small.png --scale 2                      ... and make it twice as large
+    genprior restore noisy.jpg --std map.png                  ... and say how far each pixel may be off
     genprior restore clean.png --sigma 0.1 --simulate         add the noise first, and print the PSNR
     genprior sample --prior gan                               a hundred patches that the prior makes up
 
@@ -16,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from genprior.images import estimate_sigma, from_opponent, psnr_db, save_grid, t
 from genprior.mixture import GaussianMixture
 from genprior.operators import Convolution, Downsampling, Identity, Inpainting, LinearOperator
 from genprior.photographs import SUFFIXES, read_colours, read_mask, write_photograph
+from genprior.splitting import SAMPLES
 from genprior.views import View
 
 LEAST_SIGMA = 1e-4
@@ -122,18 +125,28 @@ def restored(
     y: np.ndarray,
     truth: np.ndarray | None,
     args: argparse.Namespace,
-) -> np.ndarray:
-    """A photograph (C, 1, H, W) in [0, 1] from y (C, ...), C = 1 or 3: of colours each channel by itself."""
-    colour, found = len(y) == 3, []
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A photograph (C, 1, H, W) in [0, 1] from y (C, ...), C = 1 or 3: of colours each channel by itself.
+
+    With --std, each pixel's standard deviation too, over its colours: (H, W).
+    """
+    colour, found, drawn = len(y) == 3, [], []
+    colours = from_opponent if colour else np.asarray
     if colour:
         y, truth = to_opponent(y), None if truth is None else to_opponent(truth)
     for i, name in enumerate(CHANNELS[len(y)]):
         channel = torch.from_numpy(y[i : i + 1]).to(device_of(prior))
         tell = progress_of(name, None if truth is None else truth[i])
         sigma = args.sigma / len(y) ** 0.5
-        x = genprior.restore_image(prior, operator, channel, sigma, args.stride, args.seed, tell).x
-        found.append(x[0].cpu().numpy())
-    return (from_opponent(np.stack(found)) if colour else found[0][None]).clip(0, 1)
+        image = genprior.restore_image(prior, operator, channel, sigma, args.stride, args.seed, tell)
+        found.append(image.x[0].cpu().numpy())
+        if args.std:
+            drawn.append(image.samples(SAMPLES, args.seed + i).cpu().numpy())
+    x, std = colours(np.stack(found)), None
+    if args.std:
+        apart = np.stack([colours(sample) - x for sample in np.stack(drawn, 1)])
+        std = np.sqrt(np.square(apart).mean((0, 1, 2)))
+    return x.clip(0, 1), std
 
 
 def device_of(prior: View | GaussianMixture) -> torch.device:
@@ -166,7 +179,7 @@ def restore(args: argparse.Namespace) -> None:
     if args.simulate:
         draw = np.random.default_rng([args.seed, 0]).standard_normal(y.shape, dtype=np.float32)
         y, truth = y + np.float32(args.sigma) * draw, picture
-    x = restored(prior, operator, y, truth, args)
+    x, std = restored(prior, operator, y, truth, args)
     misfit = np.sqrt(np.square(measured(x) - y).mean()) / args.sigma
 
     inside = (..., *getattr(operator, "kept", ()))  # of a blurred photograph, what it shows itself
@@ -174,6 +187,11 @@ def restore(args: argparse.Namespace) -> None:
     write_photograph(args.out, result, photograph)
     print(f"{args.out}: {result.shape[0]} × {result.shape[1]} pixels, {'grey' if len(x) == 1 else 'colour'}")
     print(f"{noise}; the result differs from what was seen by {misfit:.2f} sigma")
+    if args.std:
+        std = std[inside]
+        write_photograph(args.std, (std / std.max())[:, :, None], replace(photograph, bits=8, exif=None, profile=b""))
+        whole = np.sqrt(np.square(std).mean())
+        print(f"{args.std}: standard deviations, {whole:.2g} on the whole, where white is {std.max():.2g}")
     if truth is not None:
         print(f"PSNR {psnr_db(np.square(x - truth)[inside].mean()):.2f} dB")
 
@@ -225,7 +243,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     sampling.add_argument("--count", type=within(int, 1, 10_000), default=100, help="how many (%(default)s)")
     sampling.add_argument("--range", action="store_true", help="confine images to the range of the decoder")
     sampling.add_argument("--out", default="samples.png", help="the PNG to write (%(default)s)")
-    sampling.set_defaults(work=sample, image=None, mask=None, kernel=None, missing=None, simulate=False)
+    sampling.set_defaults(work=sample, image=None, mask=None, kernel=None, missing=None, simulate=False, std=None)
 
     restoring = commands.add_parser("restore", parents=[shared], help="restore a photograph")
     add = restoring.add_argument
@@ -237,10 +255,11 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     one("--scale", type=int, choices=(2, 3, 4), help="enlarge IMAGE: its pixels are means over so many × so many")
     one("--missing", type=within(float, 0, 0.99), help="with --simulate: leave out this share of the pixels")
     add("--white", type=within(float, 1e-3, 2**32), help="the number in IMAGE that is white (the largest of its bits)")
-    add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (a quarter of a patch)")
+    add("--stride", type=within(int, 1, 4096), help="pixels from patch to patch (half a patch; a quarter, of mixtures)")
     add("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="take this part")
     add("--simulate", action="store_true", help="IMAGE is clean: blur or shrink it, add noise, and print the PSNR")
     add("--out", default="restored.png", help="the PNG, TIFF or JPEG to write (%(default)s)")
+    add("--std", metavar="MAP", help="write a PNG of how far each pixel may be off, too: standard deviations")
     restoring.set_defaults(work=restore)
 
     args = parser.parse_args(words)
@@ -248,12 +267,17 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         parser.error("--simulate: the noise to add is missing; give --sigma")
     if args.missing and not args.simulate:
         parser.error("--missing goes with --simulate")
-    suffixes = SUFFIXES if args.work is restore else (".png",)
-    if Path(args.out).suffix.lower() not in suffixes or Path(args.out).is_dir():
-        parser.error(f"--out {args.out}: a name that ends in {' or '.join(suffixes)} would be right")
     given = [file for file in (args.image, args.mask, args.kernel) if file is not None]
-    if any(os.path.realpath(file) == os.path.realpath(args.out) for file in given):
-        parser.error(f"--out {args.out}: would overwrite what is to be restored")
+    taken = {os.path.realpath(file): "what is to be restored" for file in given}
+    suffixes = SUFFIXES if args.work is restore else (".png",)
+    for option, path, right in (("--out", args.out, suffixes), ("--std", args.std, (".png",))):
+        if path is None:
+            continue
+        if Path(path).suffix.lower() not in right or Path(path).is_dir():
+            parser.error(f"{option} {path}: a name that ends in {' or '.join(right)} would be right")
+        if os.path.realpath(path) in taken:
+            parser.error(f"{option} {path}: would overwrite {taken[os.path.realpath(path)]}")
+        taken[os.path.realpath(path)] = option
     return args
 
 

@@ -1,26 +1,65 @@
-"""Patches whose only damage is noise of a known level, denoised in a few steps: the inner step of whole photographs."""
+"""Patches whose only damage is noise of a known level, at one code each: the inner step of whole photographs."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from genprior.batches import by_parts
-from genprior.energies import denoising_energy
+from genprior.energies import Energy, denoising_energy
 from genprior.inversion import fisher_scoring
 from genprior.views import Prior
 
 STEPS, TOLERANCE = 10, 1e-2  # of Fisher scoring, which ends where a step gains a hundredth of the energy
 
 
-@torch.no_grad()
-def denoise(prior: Prior, patches: Tensor, level: float) -> Tensor:
-    """E[x | y, z] of noisy patches y = x + level · e, e ~ N(0, I), at a code z near the likeliest.
+@dataclass(frozen=True)
+class Whitening:
+    """Patches' covariances Σ = W⁻ᵀ W⁻¹ at their codes, W = D⁻¹ U diag(v)^{-½}.
 
-    (N, 1, h, w) -> (N, 1, h, w). z starts as the encoder's code of y, at 0 without an encoder.
+    v: (P, n); basis: U (n, n); scales (P, B) and fields (B, n), D = diag(scales @ fields), where Σ has any.
+    """
+
+    v: Tensor
+    basis: Tensor
+    scales: Tensor | None
+    fields: Tensor | None
+
+    @property
+    def _d(self) -> Tensor | float:
+        return 1.0 if self.scales is None else self.scales @ self.fields
+
+    def whitened(self, x: Tensor) -> Tensor:
+        """Wᵀx, which is white for x ~ N(0, Σ): (S, P, n) -> (S, P, n)."""
+        return (x / self._d) @ self.basis / self.v.sqrt()
+
+    def spread(self, e: Tensor) -> Tensor:
+        """W e, the adjoint of `whitened`: (S, P, n) -> (S, P, n)."""
+        return (e / self.v.sqrt()) @ self.basis.T / self._d
+
+
+def codes_of(prior: Prior, patches: Tensor, level: float) -> tuple[Energy, Tensor]:
+    """The energy of noisy patches y = x + level · e, e ~ N(0, I), and codes (N, k) near the likeliest.
+
+    Fisher scoring starts at the encoder's codes of y, at 0 without an encoder.
     """
     energy = denoising_energy(prior, patches, level)
-    rows = torch.arange(len(patches), device=patches.device)
     start = patches.new_zeros(len(patches), prior.latent_size)
     if prior.network.encoder is not None:
         start = prior.own(prior.encode(patches))
-    z, _, _ = fisher_scoring(energy, start, rows, STEPS, tolerance=TOLERANCE)
-    return by_parts(energy.estimate, energy.chunk, z, rows)
+    rows = torch.arange(len(patches), device=patches.device)
+    return energy, fisher_scoring(energy, start, rows, STEPS, tolerance=TOLERANCE)[0]
+
+
+@torch.no_grad()
+def denoise(prior: Prior, patches: Tensor, level: float) -> Tensor:
+    """E[x | y, z] of noisy patches y = x + level · e, e ~ N(0, I), at codes of `codes_of`: (N, 1, h, w) -> the same."""
+    energy, z = codes_of(prior, patches, level)
+    return by_parts(energy.estimate, energy.chunk, z, torch.arange(len(z), device=z.device))
+
+
+@torch.no_grad()
+def gaussians(prior: Prior, patches: Tensor, level: float) -> tuple[Tensor, Whitening]:
+    """G(T(z)) (N, n) and Σ(z)'s whitening for noisy patches (N, 1, h, w), at codes of `codes_of`."""
+    mean, v, *scales = prior.moments(codes_of(prior, patches, level)[1])
+    return mean @ prior.basis.T, Whitening(v, prior.basis, scales[0] if scales else None, prior.scale_fields)

@@ -65,29 +65,63 @@ class GaussianMixture:
         parts = (np.log(self.weight), self.mean, values.clip(1e-9), vectors)
         return tuple(torch.from_numpy(part).float() for part in parts)
 
+    def likeliest(self, patches: Tensor, level: float) -> Tensor:
+        """The component that is likeliest to have made each noisy patch y = x + level · e: (N, 1, h, w) -> (N,)."""
+        log_weight, mean, values, vectors = (part.to(patches) for part in self._spectra)
+        spread = values + level**2
+        whitening = vectors / spread.sqrt()[:, None]
+        offset = (mean[:, None] @ whitening).squeeze(1)
+        constant, found = log_weight - 0.5 * spread.log().sum(1), []
+        for y in patches.flatten(1).split(TOGETHER):
+            log_joint = [
+                c - 0.5 * (y @ root - away).square_().sum(1)
+                for c, root, away in zip(constant, whitening, offset, strict=True)
+            ]
+            found.append(torch.stack(log_joint).argmax(0))
+        return torch.cat(found)
+
     def denoise(self, patches: Tensor, level: float) -> Tensor:
         """The mean E[x | y, j] of noisy patches y = x + level · e, given the component j that is likeliest.
 
         (N, 1, h, w) -> (N, 1, h, w), float32. Zoran & Weiss 2011, section 4.
         """
-        log_weight, mean, values, vectors = (part.to(patches) for part in self._spectra)
-        spread = values + level**2
-        whitening = vectors / spread.sqrt()[:, None]
-        offset = (mean[:, None] @ whitening).squeeze(1)
-        constant = log_weight - 0.5 * spread.log().sum(1)
-        restored = torch.empty_like(patches).flatten(1)
-        for rows in torch.arange(len(patches), device=patches.device).split(TOGETHER):
-            y = patches[rows].flatten(1)
-            log_joint = [
-                c - 0.5 * (y @ root - away).square_().sum(1)
-                for c, root, away in zip(constant, whitening, offset, strict=True)
-            ]
-            winner = torch.stack(log_joint).argmax(0)
-            for j in winner.unique():
-                own = (winner == j).nonzero().squeeze(1)
-                gain = (vectors[j] * (values[j] / spread[j])) @ vectors[j].T
-                restored[rows[own]] = mean[j] + (y[own] - mean[j]) @ gain
+        _, mean, values, vectors = (part.to(patches) for part in self._spectra)
+        y, winner = patches.flatten(1), self.likeliest(patches, level)
+        restored = torch.empty_like(y)
+        for j in winner.unique():
+            own = (winner == j).nonzero().squeeze(1)
+            gain = (vectors[j] * (values[j] / (values[j] + level**2))) @ vectors[j].T
+            restored[own] = mean[j] + (y[own] - mean[j]) @ gain
         return restored.view_as(patches)
+
+    def gaussians(self, patches: Tensor, level: float) -> "tuple[Tensor, ComponentWhitening]":
+        """Mean (N, n) and whitening of the component that is likeliest to have made each noisy patch (N, 1, h, w)."""
+        _, mean, values, vectors = (part.to(patches) for part in self._spectra)
+        winner = self.likeliest(patches, level)
+        own = [(int(j), (winner == j).nonzero().squeeze(1)) for j in winner.unique()]
+        return mean[winner], ComponentWhitening(vectors / values.sqrt()[:, None], own)
+
+
+@dataclass(frozen=True)
+class ComponentWhitening:
+    """Patches' covariances W⁻ᵀ W⁻¹ by their components' W (J, n, n); own: each component j, and its patches."""
+
+    roots: Tensor
+    own: list[tuple[int, Tensor]]
+
+    def whitened(self, x: Tensor) -> Tensor:
+        """Wᵀx: (S, P, n) -> (S, P, n)."""
+        return self._by_component(x, self.roots)
+
+    def spread(self, e: Tensor) -> Tensor:
+        """W e, the adjoint of `whitened`: (S, P, n) -> (S, P, n)."""
+        return self._by_component(e, self.roots.mT)
+
+    def _by_component(self, patches: Tensor, matrices: Tensor) -> Tensor:
+        found = torch.empty_like(patches)
+        for j, own in self.own:
+            found[:, own] = patches[:, own] @ matrices[j]
+        return found
 
 
 def save_mixture(mixture: GaussianMixture, path: str | Path) -> None:

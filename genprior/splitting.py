@@ -1,39 +1,87 @@
-"""Photographs of any size, restored with a prior of their patches by half-quadratic splitting.
+"""Photographs of any size, restored with a prior of their patches, and what is uncertain about them.
 
 Minimised is EPLL's energy, in which no weight is tuned,
 
     E(x) = ‖A x - y‖² / 2σ² - (1/c) Σ_i log p(P_i x),
 
-P_i x the patches of a grid and c how many of them hold a pixel, on average. With a copy z_i of each patch, as far
-from P_i x as noise of a level τ, it falls into two steps that are easy: patches are denoised at the level τ, and A is
-inverted,
+P_i x the patches of a grid and c how many of them hold a pixel, on average. Half-quadratic splitting gives each patch a
+copy z_i, as far from P_i x as noise of a level τ. Patches are then denoised at the level τ, and A is inverted,
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
 while τ falls. Zoran & Weiss 2011, section 4.
+
+At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the posterior of the whole photograph:
+
+    x | y ~ N(x̂, Λ⁻¹),   Λ = AᵀA / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i,   Λ x̂ = Aᵀy / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i.
+
+Where A = I or leaves out pixels or frequencies, x̂ is the result, of priors with codes. A blur's is what the splitting
+ends at: x̂, where E is lowest, overdoes what the blur has weakened. So it is with mixtures: one patch that is given to
+too smooth a component outweighs all others in Λ, and not in a mean. Papandreou & Yuille 2010 draw from such posteriors
+by perturbed equations.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import fold, pad, unfold
+from torch.nn.functional import pad
 
-from genprior.denoising import denoise
+from genprior import denoising
 from genprior.files import InputError, nonnegative, whole_number
-from genprior.operators import Identity
-from genprior.problem import refused
-from genprior.streams import stream
+from genprior.grids import Strip, strips
+from genprior.operators import FourierSampling, Identity, Inpainting
+from genprior.problem import noise_like, refused
+from genprior.streams import generator_of, stream
+from genprior.views import View
 
 DENOISING = (1, 4, 8, 16, 32)  # σ² / τ² of the passes where A = I. Zoran & Weiss 2011, section 5
-PASSES = 12  # of every other A
+PASSES, MORE_PASSES = 12, 25  # of other A; of those that leave much to the prior, where it is not in equations
 FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last is σ: log-spaced, as Zhang et al. 2021
 LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
 SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the first guess
-TOGETHER = 2**15  # patches denoised at a time, which bounds memory
+SOLVES = 300  # steps of conjugate gradients, at most, of the posterior, whose Λ is ill-conditioned
+SAMPLES = 32  # of which the standard deviation is taken, right to an eighth
+DRAWN_TOGETHER = 8  # samples, which bounds memory
+
+
+@dataclass(frozen=True)
+class PhotographPosterior:
+    """N(x̂, Λ⁻¹) of a photograph, at one code for each of its patches, which were noisy ones of a level.
+
+    pull: (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i, (1, 1, H, W); patches: each strip of the grid, and what whitens its Σ_i; count: c.
+    """
+
+    operator: object
+    y: Tensor
+    sigma: float
+    pull: Tensor
+    patches: list[tuple[Strip, object]]
+    count: float
+
+    def precision(self, x: Tensor) -> Tensor:
+        """Λ x: (S, 1, H, W) -> (S, 1, H, W)."""
+        found = self.operator.A_adjoint(self.operator.A(x)) / self.sigma**2
+        for strip, whitening in self.patches:
+            strip.add(whitening.spread(whitening.whitened(strip.cut(x))) / self.count, found)
+        return found
+
+    def mean(self, start: Tensor) -> Tensor:
+        """x̂, by conjugate gradients from a start: (1, 1, H, W)."""
+        b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull
+        return conjugate_gradients(self.precision, b, start, SOLVES, 1e-3)
+
+    def deviations(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws of N(0, Λ⁻¹), Λ⁻¹ (Aᵀe / σ + c^{-½} Σ_i P_iᵀ W_i e_i), all e ~ N(0, I): (count, 1, H, W)."""
+        x = self.pull.new_zeros(count, *self.pull.shape[1:])
+        b = self.operator.A_adjoint(noise_like(self.operator.A(x), generator)) / self.sigma
+        for strip, whitening in self.patches:
+            strip.add(whitening.spread(noise_like(strip.cut(x), generator)) / self.count**0.5, b)
+        return conjugate_gradients(self.precision, b, x, SOLVES, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -42,6 +90,26 @@ class RestoredImage:
 
     x: Tensor
     levels: list[float]
+    law: Callable[[], PhotographPosterior] | None
+
+    @cached_property
+    def posterior(self) -> PhotographPosterior:
+        """What is uncertain about x; InputError where no prior of patches restored it."""
+        if self.law is None:
+            raise InputError("a denoiser without a prior: what is uncertain needs a prior of patches")
+        return self.law()
+
+    @torch.no_grad()
+    def samples(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
+        """Photographs as likely as x, x + N(0, Λ⁻¹): (count, 1, H, W). What codes are in doubt about is not in them."""
+        generator, count = generator_of(seed, "photographs"), whole_number("count", count)
+        parts = [min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER)]
+        return self.x + torch.cat([self.posterior.deviations(part, generator) for part in parts])
+
+    @torch.no_grad()
+    def std(self, samples: int = SAMPLES, seed: int | torch.Generator = 0) -> Tensor:
+        """The standard deviation of each pixel, from so many samples: (1, 1, H, W)."""
+        return (self.samples(samples, seed) - self.x).square().mean(0, keepdim=True).sqrt()
 
 
 @torch.no_grad()
@@ -56,10 +124,11 @@ def restore_image(
 ) -> RestoredImage:
     """Restore a grey photograph x (1, 1, H, W) in [0, 1] from y = A x + e, e ~ N(0, σ² I), A linear.
 
-    prior: one with a residual covariance; a mixture, or what else has `shape` and `denoise(patches, level)`; or a
-    function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels from patch to patch, a quarter of the
-    patch's shorter side by default; the grid begins elsewhere in each pass, as the seed has it. Beyond its borders the
-    photograph is taken as mirrored. progress: told after each pass how many are done, the levels and x.
+    prior: one with a residual covariance; a mixture, or what else has `shape`, `denoise(patches, level)` and
+    `gaussians(patches, level)`; or a function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels
+    from patch to patch, by default half of the patch's shorter side, of a mixture's a quarter. The grid begins
+    elsewhere in each pass, as the seed has it. Beyond its borders the photograph is taken as mirrored. progress: told
+    after each pass how many are done, the levels and x.
     InputError for a sigma that is none or 0, a stride that is none, or an operator without adjoint.
     """
     if nonnegative("sigma", sigma) == 0:
@@ -67,18 +136,26 @@ def restore_image(
     step = prior if callable(prior) else ByPatches(prior, stride, seed)
     with refused(operator, "A_adjoint", y):
         adjoint = operator.A_adjoint(y)
+    selects = isinstance(operator, Identity | Inpainting | FourierSampling)
+    solved = selects and isinstance(prior, View)  # by its equations, in the last pass
     if isinstance(operator, Identity):
-        x, levels = y, [sigma / beta**0.5 for beta in DENOISING]
+        x, levels = y, [sigma] if solved else [sigma / beta**0.5 for beta in DENOISING]
     else:
-        last = min(FIRST, max(sigma, LEAST_LEVEL))
-        x, levels = smooth_guess(operator, adjoint, sigma), np.geomspace(FIRST, last, PASSES).tolist()
-    for done, level in enumerate(levels, 1):
+        last, passes = min(FIRST, max(sigma, LEAST_LEVEL)), MORE_PASSES if selects and not solved else PASSES
+        x, levels = smooth_guess(operator, adjoint, sigma), np.geomspace(FIRST, last, passes).tolist()
+    for done, level in enumerate(levels[: len(levels) - solved], 1):
         z = step(x, level)
         ratio = (level / sigma) ** 2
         normal = lambda v, ratio=ratio: ratio * operator.A_adjoint(operator.A(v)) + v  # noqa: E731
         x = conjugate_gradients(normal, ratio * adjoint + z, z)
         progress(done, levels, x)
-    return RestoredImage(x, levels)
+    if callable(prior):
+        return RestoredImage(x, levels, None)
+    law = cache(partial(step.posterior, operator, y, sigma, x, levels[-1]))
+    if solved:
+        x = law().mean(x)
+        progress(len(levels), levels, x)
+    return RestoredImage(x, levels, law)
 
 
 class ByPatches:
@@ -87,45 +164,37 @@ class ByPatches:
     def __init__(self, prior: object, stride: int | None, seed: int):
         side = min(prior.shape)
         self.shape, self.draw = tuple(prior.shape), stream(seed, "grid")
-        self.denoise = prior.denoise if hasattr(prior, "denoise") else partial(denoise, prior)
-        self.stride = max(1, side // 4) if stride is None else whole_number("stride", stride, 1, side)
+        known = hasattr(prior, "denoise")
+        self.denoise = prior.denoise if known else partial(denoising.denoise, prior)
+        self.gaussians = prior.gaussians if known else partial(denoising.gaussians, prior)
+        usual = max(1, side // (4 if known else 2))  # a code costs more than a component, and is wrong less often
+        self.stride = usual if stride is None else whole_number("stride", stride, 1, side)
+
+    def grid(self, x: Tensor) -> list[Strip]:
+        return strips(x, self.shape, self.stride, torch.randint(self.stride, (2,), generator=self.draw).tolist())
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
-        offset = torch.randint(self.stride, (2,), generator=self.draw).tolist()
-        return denoised(self.denoise, self.shape, x, level, self.stride, offset)
+        return denoised(self.denoise, self.grid(x), x, level)
+
+    @torch.no_grad()
+    def posterior(self, operator: object, y: Tensor, sigma: float, x: Tensor, level: float) -> PhotographPosterior:
+        pull, patches, count = torch.zeros_like(x), [], math.prod(self.shape) / self.stride**2
+        for strip in self.grid(x):
+            mean, whitening = self.gaussians(strip.cut(x).reshape(-1, 1, *self.shape), level)
+            strip.add(whitening.spread(whitening.whitened(mean[None])) / count, pull)
+            patches.append((strip, whitening))
+        return PhotographPosterior(operator, y, sigma, pull, patches, count)
 
 
-def denoised(
-    denoise: Callable, shape: tuple[int, int], x: Tensor, level: float, stride: int, offset: list[int]
-) -> Tensor:
-    """The mean, over each pixel, of the denoised patches of a photograph (1, 1, H, W), which is continued by mirrors.
-
-    Strips of the grid are denoised one after another: memory is bounded.
-    """
-    (h, w), starts, placed = shape, [], []
-    for side, patch, begin in zip(x.shape[2:], shape, offset, strict=True):
-        starts.append(torch.arange(begin + stride - patch, side, stride))  # each patch holds a pixel of the photograph
-        placed.append(torch.arange(int(starts[-1][0]), int(starts[-1][-1]) + patch))
-    rows, columns = (mirrored(place, side).to(x.device) for place, side in zip(placed, x.shape[2:], strict=True))
-    total, together = x.new_zeros(1, 1, len(rows), len(columns)), max(1, TOGETHER // len(starts[1]))
-    for first in range(0, len(starts[0]), together):
-        strip = slice(first * stride, (min(first + together, len(starts[0])) - 1) * stride + h)
-        cut = x[:, :, rows[strip]][:, :, :, columns]
-        patches = unfold(cut, (h, w), stride=stride)[0].T.reshape(-1, 1, h, w)
-        patches = denoise(patches, level).flatten(1)
-        total[:, :, strip] += fold(patches.T[None], cut.shape[2:], (h, w), stride=stride)
-    inside = [(place >= 0) & (place < side) for place, side in zip(placed, x.shape[2:], strict=True)]
-    counts = [
-        ((start <= place[own, None]) & (place[own, None] < start + patch)).sum(1).to(x)
-        for place, own, start, patch in zip(placed, inside, starts, shape, strict=True)
-    ]
-    return total[:, :, inside[0]][:, :, :, inside[1]] / torch.outer(*counts)
-
-
-def mirrored(index: Tensor, side: int) -> Tensor:
-    """Indices of a line of `side` pixels continued by its mirror images, the border pixel twice."""
-    index = index.remainder(2 * side)
-    return torch.minimum(index, 2 * side - 1 - index)
+def denoised(denoise: Callable, grid: list[Strip], x: Tensor, level: float) -> Tensor:
+    """The mean, over each pixel, of the denoised patches of a photograph: (1, 1, H, W)."""
+    total, count = torch.zeros_like(x), torch.zeros_like(x)
+    for strip in grid:
+        patches = strip.cut(x)
+        found = denoise(patches.reshape(-1, 1, *strip.shape), level).reshape_as(patches)
+        strip.add(found, total)
+        strip.add(torch.ones_like(patches), count)
+    return total / count
 
 
 def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:

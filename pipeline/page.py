@@ -169,7 +169,8 @@ def tables(table: pd.DataFrame, problems: list[str], counts: list[int]) -> dict[
 def whole(table: pd.DataFrame, params: Params) -> dict[str, dict]:
     """The tables of whole photographs: means over them."""
     restored, problems = table[table.constraint == "whole"], list(params.restore.problems)
-    return {f"whole_{m}": cells(wide(restored, m, problems), m, True) for m in ("psnr_db", "ssim")}
+    compared = {f"whole_{m}": cells(wide(restored, m, problems), m, True) for m in ("psnr_db", "ssim")}
+    return compared | {"whole_coverage_90": cells(wide(restored, "coverage_90", problems), "coverage_90")}
 
 
 def intervals(table: pd.DataFrame, measure: str, problems: list[str]) -> dict:

@@ -87,6 +87,7 @@ def draw_photographs(table: pd.DataFrame, params: Params) -> dict[str, list[np.n
     for problem in params.restore.problems:
         of_problem = table[(table.constraint == "whole") & (table.problem == problem)]
         titles = {"truth": "truth", "measured": "measured"} | {m: label(m) for m in of_problem.method.unique()}
+        titles["std"] = f"{label(params.restore.priors[0])}: standard deviation × 5"
         panels = {title: tables.read_images(f"photographs/{problem}_{m}", None, None) for m, title in titles.items()}
         compared[problem] = [panels["measured"], panels[label(params.restore.priors[0])]]
         shown = {title: image / 255 for title, image in panels.items()}

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import norm
 from skimage.metrics import structural_similarity
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 from torch import Tensor
 
+from genprior.files import InputError
 from genprior.images import psnr_db
-from genprior.splitting import restore_image
+from genprior.splitting import RestoredImage, restore_image
 from genprior.views import load
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, load_params
@@ -25,15 +27,23 @@ from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
 
+LEAST = 7  # pixels of a side, the window of the structural similarity
+NINE_TENTHS = norm.ppf(0.95)  # standard deviations to either side
+SAMPLES = 16  # of which standard deviations are taken, right to a sixth
 MOST = 128  # pixels of a side, of the photograph's middle: the whole takes as long as all that is before it
 FILES = {"mixture": "data/baselines/mixture.safetensors"}  # beside the trained priors
 
 
 def read(file: str, params: Params) -> Tensor:
-    """The middle of a photograph, of sides that every factor of super-resolution divides: (1, 1, H, W) in [0, 1]."""
+    """The middle of a photograph, of sides that every factor of super-resolution divides: (1, 1, H, W) in [0, 1].
+
+    InputError where it is too small to measure.
+    """
     picture = prepare(file, params.extract_patches)
     factor = math.lcm(*(getattr(problem, "factor", 1) for problem in params.restore.problems.values()))
     sides = [min(side, MOST) - min(side, MOST) % factor for side in picture.shape]
+    if min(sides) < LEAST:
+        raise InputError(f"{file}: {sides} pixels are too few for ssim; at least {LEAST} × {LEAST} would be right")
     top, left = ((whole - side) // 2 for whole, side in zip(picture.shape, sides, strict=True))
     middle = picture[top : top + sides[0], left : left + sides[1]]
     return torch.from_numpy(middle / np.float32(255))[None, None]
@@ -49,13 +59,17 @@ def by_total_variation(problem: Measured, weight: float) -> Tensor:
     return restore_image(partial(shrunk, weight=weight), problem.operator, problem.y, problem.sigma).x
 
 
+def by_prior(name: str, problem: Measured, params: Params) -> RestoredImage:
+    prior = load(FILES.get(name, f"data/models/{name}.safetensors"), shape=params.extract_patches.patch_size)
+    return restore_image(prior, problem.operator, problem.y, problem.sigma, params.restore.stride, params.seed)
+
+
 def methods(problem: Measured, params: Params, weight: float) -> dict[str, Tensor]:
-    """Every method's restoration of a photograph: (1, 1, H, W)."""
-    found = {}
-    for name in params.restore.priors:
-        prior = load(FILES.get(name, f"data/models/{name}.safetensors"), shape=params.extract_patches.patch_size)
-        how = (params.restore.stride, params.seed)
-        found[name] = restore_image(prior, problem.operator, problem.y, problem.sigma, *how).x
+    """Every method's restoration of a photograph, and the `std` of the first prior's: (1, 1, H, W)."""
+    first, *others = params.restore.priors
+    found = by_prior(first, problem, params)
+    found = {first: found.x, "std": found.std(SAMPLES, params.seed)}
+    found |= {name: by_prior(name, problem, params).x for name in others}
     found["tv"] = by_total_variation(problem, weight)
     if params.restore.problems[problem.name].operator == "identity":
         y, sigma = problem.y[0, 0].numpy(), problem.sigma
@@ -88,15 +102,23 @@ def as_picture(problem: Measured, x: Tensor) -> Tensor:
     return back * (problem.y * again.conj()).real.sum() / again.abs().square().sum()
 
 
-def solve(params: Params, weights: dict[str, float], task: tuple[str, int]) -> dict[str, np.ndarray]:
-    """Truth, what was measured, and all methods' restorations of one photograph from one problem: uint8 (H, W)."""
+def solve(params: Params, weights: dict[str, float], task: tuple[str, int]) -> tuple[dict[str, np.ndarray], float]:
+    """Truth, what was measured, and all methods' restorations of one photograph from one problem: uint8 (H, W).
+
+    With them the standard deviations of the first prior's, five times, and which share of its pixels is within the
+    interval that should hold nine tenths.
+    """
     set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
     name, number = task
     x = read(params.extract_patches.test[number], params)
     (problem,) = pose({name: params.restore.problems[name]}, x, params.seed, f"photograph {number}")
     found = {"truth": x, "measured": as_picture(problem, x)}
     found |= methods(problem, params, weights[name])
-    return {method: np.rint(255 * image[0, 0].clamp(0, 1).numpy()).astype(np.uint8) for method, image in found.items()}
+    std = found.pop("std")
+    held = ((found[params.restore.priors[0]] - x).abs() <= NINE_TENTHS * std).float().mean().item()
+    found["std"] = 5 * std
+    pictures = {name: np.rint(255 * image[0, 0].clamp(0, 1).numpy()).astype(np.uint8) for name, image in found.items()}
+    return pictures, held
 
 
 def main() -> None:
@@ -106,10 +128,10 @@ def main() -> None:
     weights = side_by_side(partial(weigh, params), names, params.threads, "total variation")
     tasks = [(name, number) for name in names for number in range(len(files))]
     solved = side_by_side(partial(solve, params, weights), tasks, params.threads, "restore")
-    values = {}
-    for (name, number), found in solved.items():
+    values, first = {}, params.restore.priors[0]
+    for (name, number), (found, _) in solved.items():
         truth = found["truth"] / 255
-        for method in list(found)[2:]:
+        for method in list(found)[2:-1]:
             image, of_photograph = found[method] / 255, re.sub(r"\W+", "_", str(Path(files[number]).with_suffix("")))
             row = values.setdefault(method, {"whole": {}})["whole"].setdefault(name, {})
             row[f"psnr_db_{of_photograph}"] = psnr_db(np.square(image - truth).mean())
@@ -121,9 +143,11 @@ def main() -> None:
                 row[measure] = float(np.mean(own))
             if method == "tv":
                 row["weight"] = weights[name]
+            if method == first:
+                row["coverage_90"] = float(np.mean([solved[name, number][1] for number in range(len(files))]))
     write_metrics("metrics/restore.json", values)
     for name in names:
-        for method, image in solved[name, 0].items():  # the report shows the first photograph
+        for method, image in solved[name, 0][0].items():  # the report shows the first photograph
             write_array(f"data/photographs/{name}_{method}.npy", image)
 
 

@@ -191,6 +191,21 @@ def test_passes_are_told_to_a_terminal_alone(folder, priors, capsys, monkeypatch
     assert " dB" in told
 
 
+@pytest.mark.parametrize("name", ["noisy.png", "noisy colour.png"])
+def test_a_map_says_how_far_each_pixel_may_be_off(folder, priors, name):
+    path, call = folder
+    printed = call("restore", name, "--sigma", 0.1, "--std", "map.png")
+    told = printed.split("standard deviations, ")[1].split(" on the whole, where white is ")
+    whole, white = map(float, told)
+    found = np.asarray(Image.open(path / "map.png")) * white / 255
+    assert found.shape == (21, 30)
+    assert np.sqrt(np.square(found).mean()) == pytest.approx(whole, rel=0.05)
+    if name == "noisy.png":
+        y = torch.from_numpy(read(path / name)[None, None]).float()
+        image = genprior.restore_image(genprior.load(priors / "mixture.safetensors"), Identity(), y, 0.1)
+        np.testing.assert_allclose(found, image.std()[0, 0].numpy(), atol=0.06 * white)
+
+
 def test_networks_restore_too(folder, priors):
     _, call = folder
     printed = call("restore", "true.png", "--sigma", 0.1, "--simulate", "--prior", priors / "network.safetensors")
@@ -262,6 +277,9 @@ def test_samples_are_the_priors(priors, folder, options):
         ("restore small.png --sigma 0.1 --kernel true.png", "true.png: [21, 30] (height, width); small.png is only"),
         ("restore true.png --sigma 0.1 --kernel nothing.png", "nothing.png: No such file"),
         ("restore true.png --sigma 0.1 --out kernel.png --kernel kernel.png", "--out kernel.png: would overwrite"),
+        ("restore true.png --sigma 0.1 --std true.png", "--std true.png: would overwrite what is to be restored"),
+        ("restore true.png --sigma 0.1 --std a.png --out a.png", "--std a.png: would overwrite --out"),
+        ("restore true.png --sigma 0.1 --std a.jpg", "--std a.jpg: a name that ends in .png"),
         ("restore true.png --sigma 0.1 --out a.gif", "--out a.gif: a name that ends in .png or .tif or"),
         ("restore true.png --sigma 0.1 --stride 9", "stride = 9: a whole number from 1 to 8"),
         ("restore true.png --sigma 0.1 --mask seen.png --crop 5 4 3 9", "seen.png: black all over --crop"),

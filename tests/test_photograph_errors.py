@@ -4,12 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import t
 
+from genprior.files import InputError
 from genprior.images import psnr_db
 from pipeline import photographs
 from pipeline.files import write_array
+from pipeline.params import Params
 from pipeline.patches import draw_patches
+from stages import restore
 
 
 def test_psnr_is_of_the_patches_of_each_photograph():
@@ -48,3 +52,14 @@ def test_comparison_finds_the_photograph_of_each_patch(tmp_path, monkeypatch):
     assert text.startswith(f"{expected:+.2f} [+2.50, +12.04]")
     assert above
     assert found["reference"] == "50 Gaussians"
+
+
+def test_photographs_too_small_for_the_structural_similarity_are_refused(tmp_path, values, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imgs").mkdir()
+    Image.fromarray(np.zeros((40, 6), np.uint8)).save("imgs/small.png")
+    values["extract_patches"] |= {"image_size": None, "patch_size": [4, 4]}
+    values["restore"]["stride"] = 4
+    params = Params.model_validate(values)
+    with pytest.raises(InputError, match=r"small.png: \[\d+, \d\] pixels are too few for ssim; at least 7 × 7"):
+        restore.read("imgs/small.png", params)

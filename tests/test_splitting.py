@@ -5,11 +5,14 @@ import pytest
 import torch
 
 import genprior
-from genprior import splitting
+from genprior import grids
+from genprior.denoising import gaussians
 from genprior.files import InputError
 from genprior.mixture import GaussianMixture, load_mixture, save_mixture
+from genprior.networks import PriorNetwork
 from genprior.operators import Convolution, FourierSampling, Identity, Inpainting
 from genprior.splitting import conjugate_gradients, denoised, restore_image, smooth_guess
+from genprior.views import Prior
 
 SHAPE = (4, 6)
 
@@ -31,29 +34,51 @@ def mixture():
 @pytest.mark.parametrize(("stride", "offset"), [(1, [0, 0]), (2, [1, 0]), (3, [0, 2])])
 def test_patches_left_as_they_are_give_the_photograph_back(draw, size, stride, offset, monkeypatch):
     x = torch.rand(1, 1, *size, generator=draw)
-    monkeypatch.setattr(splitting, "TOGETHER", 40)  # several strips
-    torch.testing.assert_close(denoised(lambda patches, level: patches, SHAPE, x, 0.1, stride, offset), x)
+    monkeypatch.setattr(grids, "TOGETHER", 40)  # several strips
+    grid = grids.strips(x, SHAPE, stride, offset)
+    torch.testing.assert_close(denoised(lambda patches, level: patches, grid, x, 0.1), x)
 
 
-def test_denoised_is_the_mean_over_all_patches_of_the_mirrored_photograph(draw, mixture):
+def by_hand(x: torch.Tensor, offset: list[int], stride: int) -> np.ndarray:
+    """P of all patches of a photograph continued by its mirror images, as one matrix (P 24, H W)."""
+    height, width = x.shape[2:]
+    index, rows = np.pad(np.arange(height * width).reshape(height, width), 12, "symmetric"), []
+    for i in range(offset[0] + stride - 4, height, stride):
+        for j in range(offset[1] + stride - 6, width, stride):
+            patch = index[12 + i : 16 + i, 12 + j : 18 + j].ravel()
+            rows.append(np.eye(height * width)[patch])
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(("stride", "offset"), [(1, [0, 0]), (3, [0, 2])])
+def test_denoised_is_the_mean_over_all_patches_of_the_mirrored_photograph(draw, mixture, stride, offset):
     x = torch.rand(1, 1, 9, 10, generator=draw)
     mean, covariance = mixture.mean[0], mixture.covariance[0]
     one = GaussianMixture(np.ones(1), mean[None], covariance[None], SHAPE)
     gain = np.linalg.solve(covariance + 0.1**2 * np.eye(24), covariance)  # Wiener's, transposed
-    padded, total = np.pad(x[0, 0].double().numpy(), ((3, 3), (5, 5)), "symmetric"), np.zeros((15, 20))
-    for i in range(12):
-        for j in range(15):
-            patch = padded[i : i + 4, j : j + 6].ravel()
-            total[i : i + 4, j : j + 6] += (mean + (patch - mean) @ gain).reshape(SHAPE)
-    found = denoised(one.denoise, SHAPE, x, 0.1, 1, [0, 0])
-    np.testing.assert_allclose(found[0, 0].numpy(), total[3:-3, 5:-5] / 24, atol=1e-5)
+    patches = by_hand(x, offset, stride)
+    restored = mean + ((patches @ x.double().numpy().ravel()).reshape(-1, 24) - mean) @ gain
+    found = denoised(one.denoise, grids.strips(x, SHAPE, stride, offset), x, 0.1)
+    np.testing.assert_allclose(found.numpy().ravel(), patches.T @ restored.ravel() / patches.sum(0), atol=1e-5)
 
 
 def test_strips_do_not_show(draw, mixture, monkeypatch):
     x = torch.rand(1, 1, 40, 30, generator=draw)
-    whole = denoised(mixture.denoise, SHAPE, x, 0.1, 2, [1, 1])
-    monkeypatch.setattr(splitting, "TOGETHER", 50)
-    torch.testing.assert_close(denoised(mixture.denoise, SHAPE, x, 0.1, 2, [1, 1]), whole)
+    y = x[:, :, ::2]
+    found = []
+    for together in (grids.TOGETHER, 50):
+        monkeypatch.setattr(grids, "TOGETHER", together)
+        found.append(restore_image(mixture, EveryOtherRow(), y, 0.1, 2))
+    torch.testing.assert_close(*(image.x for image in found))
+    torch.testing.assert_close(*(image.samples(2).std(0) for image in found), atol=0.2, rtol=0)
+
+
+class EveryOtherRow:
+    def A(self, x):
+        return x[:, :, ::2]
+
+    def A_adjoint(self, y):
+        return torch.stack([y, 0 * y], 3).flatten(2, 3)
 
 
 def test_the_x_step_solves_its_normal_equations(draw):
@@ -95,6 +120,51 @@ def test_a_mixtures_file_holds_it(mixture, tmp_path):
     assert load_mixture(tmp_path / "other.safetensors") is None
     with pytest.raises(InputError, match="not a readable safetensors file"):
         genprior.load(tmp_path / "other.safetensors")
+
+
+SEEN = torch.rand(7, 9, generator=torch.Generator().manual_seed(3)) < 0.6
+
+
+@pytest.mark.parametrize("operator", [Inpainting(SEEN), FourierSampling(SEEN), Identity()], ids=type)
+def test_the_posterior_of_a_photograph_is_the_gaussian_of_all_its_patches(draw, mixture, operator):
+    mean, covariance = mixture.mean[0], mixture.covariance[0] + 1e-3 * np.eye(24)
+    one = GaussianMixture(np.ones(1), mean[None], covariance[None], SHAPE)
+    x = torch.rand(1, 1, 7, 9, generator=draw)
+    found = restore_image(one, operator, genprior.measure(operator, x, 0.1), 0.1, stride=1)
+    a = operator.A(torch.eye(63).reshape(63, 1, 7, 9)).flatten(1).T.numpy()  # complex, where y is
+    patches = by_hand(x, [0, 0], 1).reshape(-1, 24, 63)
+    precision = (a.conj().T @ a).real / 0.1**2
+    precision += np.einsum("pni,nm,pmj->ij", patches, np.linalg.inv(covariance), patches) / 24
+    y = genprior.measure(operator, x, 0.1).flatten().numpy()
+    pulled = np.einsum("pni,n->i", patches, np.linalg.solve(covariance, mean)) / 24
+    expected = np.linalg.solve(precision, (a.conj().T @ y).real / 0.1**2 + pulled)
+    np.testing.assert_allclose(found.posterior.mean(x).numpy().ravel(), expected, atol=2e-3)
+    samples = (found.samples(2000) - found.x).flatten(1).numpy()
+    true = np.linalg.inv(precision)
+    scale = np.sqrt(np.diag(true))
+    np.testing.assert_allclose(np.cov(samples.T) / np.outer(scale, scale), true / np.outer(scale, scale), atol=0.12)
+    np.testing.assert_allclose(found.std(2000)[0, 0].numpy().ravel(), scale, rtol=0.08)
+    assert torch.equal(found.samples(3, seed=1), found.samples(3, seed=1))
+
+
+def test_a_networks_photograph_solves_the_equations_of_its_patches_gaussians(draw):
+    torch.manual_seed(0)
+    network = PriorNetwork(SHAPE, 3, [5], "silu", "modulated", encoder="variational")
+    network.coefficients.fit(torch.rand(500, 1, *SHAPE, generator=draw))
+    prior = Prior(network.eval().requires_grad_(False))
+    y = torch.rand(1, 1, 7, 9, generator=draw)
+    found = restore_image(prior, Identity(), y, 0.2, stride=1)
+    patches = by_hand(y, [0, 0], 1).reshape(-1, 24, 63)
+    noisy = torch.from_numpy(patches @ y.double().numpy().ravel()).float().reshape(-1, 1, *SHAPE)
+    mean, whitening = gaussians(prior, noisy, 0.2)
+    v, d = (part.double().numpy() for part in (whitening.v, whitening.scales @ prior.scale_fields))
+    root = prior.basis.double().numpy() / np.sqrt(v)[:, None] / d[:, :, None]  # D⁻¹ U diag(v)^{-½}, (P, 24, 24)
+    local = root.swapaxes(1, 2) @ patches
+    precision = np.eye(63) / 0.2**2 + np.einsum("pni,pnj->ij", local, local) / 24
+    white = np.einsum("pnm,pn->pm", root, mean.double().numpy())
+    expected = np.linalg.solve(precision, y.numpy().ravel() / 0.2**2 + np.einsum("pni,pn->i", local, white) / 24)
+    np.testing.assert_allclose(found.x.numpy().ravel(), expected, atol=2e-3)
+    assert found.levels == [0.2]
 
 
 FREQUENCIES = (np.pi * 6 / 40, np.pi * 4 / 44)  # of whole halves of a wave, which mirrors continue
@@ -145,6 +215,8 @@ def test_any_denoiser_is_taken(learned):
     found = restore_image(lambda z, level: levels.append(level) or z, Identity(), y, 0.05)
     torch.testing.assert_close(found.x, y)
     assert levels == found.levels
+    with pytest.raises(InputError, match="a denoiser without a prior"):
+        found.std()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from genprior.energies import Energy, denoising_energy
 from genprior.inversion import fisher_scoring
 from genprior.views import Prior
 
-STEPS, TOLERANCE = 10, 1e-2  # of Fisher scoring, which ends where a step gains a hundredth of the energy
+TOLERANCE = 1e-2  # Fisher scoring ends where a step gains a hundredth of the energy
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,29 @@ class Whitening:
         return (e / self.v.sqrt()) @ self.basis.T / self._d
 
 
-def codes_of(prior: Prior, patches: Tensor, level: float) -> tuple[Energy, Tensor]:
+def codes_of(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> tuple[Energy, Tensor]:
     """The energy of noisy patches y = x + level · e, e ~ N(0, I), and codes (N, k) near the likeliest.
 
-    Fisher scoring starts at the encoder's codes of y, at 0 without an encoder.
+    Some steps of Fisher scoring start at the encoder's codes of the guide, patches with little noise; at 0 without an
+    encoder.
     """
     energy = denoising_energy(prior, patches, level)
     start = patches.new_zeros(len(patches), prior.latent_size)
     if prior.network.encoder is not None:
-        start = prior.own(prior.encode(patches))
+        start = prior.own(prior.encode(guide))
     rows = torch.arange(len(patches), device=patches.device)
-    return energy, fisher_scoring(energy, start, rows, STEPS, tolerance=TOLERANCE)[0]
+    return energy, fisher_scoring(energy, start, rows, steps, tolerance=TOLERANCE)[0] if steps else start
 
 
 @torch.no_grad()
-def denoise(prior: Prior, patches: Tensor, level: float) -> Tensor:
+def denoise(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> Tensor:
     """E[x | y, z] of noisy patches y = x + level · e, e ~ N(0, I), at codes of `codes_of`: (N, 1, h, w) -> the same."""
-    energy, z = codes_of(prior, patches, level)
+    energy, z = codes_of(prior, patches, level, guide, steps)
     return by_parts(energy.estimate, energy.chunk, z, torch.arange(len(z), device=z.device))
 
 
 @torch.no_grad()
-def gaussians(prior: Prior, patches: Tensor, level: float) -> tuple[Tensor, Whitening]:
+def gaussians(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> tuple[Tensor, Whitening]:
     """G(T(z)) (N, n) and Σ(z)'s whitening for noisy patches (N, 1, h, w), at codes of `codes_of`."""
-    mean, v, *scales = prior.moments(codes_of(prior, patches, level)[1])
+    mean, v, *scales = prior.moments(codes_of(prior, patches, level, guide, steps)[1])
     return mean @ prior.basis.T, Whitening(v, prior.basis, scales[0] if scales else None, prior.scale_fields)

@@ -22,7 +22,7 @@ by perturbed equations.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
@@ -45,6 +45,8 @@ FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last 
 LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
 SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the first guess
 SOLVES = 300  # steps of conjugate gradients, at most, of the posterior, whose Λ is ill-conditioned
+STEPS = 3  # of Fisher scoring for each code, once a level is near σ; before, the encoder's codes do
+NEAR = 3  # times σ
 SAMPLES = 32  # of which the standard deviation is taken, right to an eighth
 DRAWN_TOGETHER = 8  # samples, which bounds memory
 
@@ -133,7 +135,7 @@ def restore_image(
     """
     if nonnegative("sigma", sigma) == 0:
         raise InputError("sigma = 0: above 0 would be right; 1/1000 for a measurement without noise")
-    step = prior if callable(prior) else ByPatches(prior, stride, seed)
+    step = prior if callable(prior) else ByPatches(prior, stride, seed, operator, sigma)
     with refused(operator, "A_adjoint", y):
         adjoint = operator.A_adjoint(y)
     selects = isinstance(operator, Identity | Inpainting | FourierSampling)
@@ -151,7 +153,7 @@ def restore_image(
         progress(done, levels, x)
     if callable(prior):
         return RestoredImage(x, levels, None)
-    law = cache(partial(step.posterior, operator, y, sigma, x, levels[-1]))
+    law = cache(partial(step.posterior, y, x, levels[-1]))
     if solved:
         x = law().mean(x)
         progress(len(levels), levels, x)
@@ -161,40 +163,62 @@ def restore_image(
 class ByPatches:
     """A denoiser of photographs by their patches, on a grid that begins elsewhere each time."""
 
-    def __init__(self, prior: object, stride: int | None, seed: int):
+    def __init__(self, prior: object, stride: int | None, seed: int, operator: object, sigma: float):
+        self.operator, self.sigma = operator, sigma
         side = min(prior.shape)
         self.shape, self.draw = tuple(prior.shape), stream(seed, "grid")
-        known = hasattr(prior, "denoise")
-        self.denoise = prior.denoise if known else partial(denoising.denoise, prior)
-        self.gaussians = prior.gaussians if known else partial(denoising.gaussians, prior)
-        usual = max(1, side // (4 if known else 2))  # a code costs more than a component, and is wrong less often
+        self.guided = isinstance(prior, View)  # codes are sought, and where that begins matters
+        self.denoise = partial(denoising.denoise, prior) if self.guided else prior.denoise
+        self.gaussians = partial(denoising.gaussians, prior) if self.guided else prior.gaussians
+        usual = max(1, side // (2 if self.guided else 4))  # a code costs more than a component, and is wrong less often
         self.stride = usual if stride is None else whole_number("stride", stride, 1, side)
 
-    def grid(self, x: Tensor) -> list[Strip]:
-        return strips(x, self.shape, self.stride, torch.randint(self.stride, (2,), generator=self.draw).tolist())
+    def parts(self, x: Tensor, level: float) -> Iterator[tuple[Strip, tuple]]:
+        """A grid's strips, each with what is asked of its patches: they, their level, and for codes where to begin."""
+        corner = torch.randint(self.stride, (2,), generator=self.draw).tolist()
+        # x is noisy where A = I, and else no more than the encoder bears
+        rough = total_variation(x, level) if self.guided and isinstance(self.operator, Identity) else x
+        for strip in strips(x, self.shape, self.stride, corner):
+            patches, guide = (strip.cut(picture).reshape(-1, 1, *self.shape) for picture in (x, rough))
+            steps = STEPS if level <= NEAR * self.sigma else 0
+            yield strip, (patches, level, guide, steps) if self.guided else (patches, level)
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
-        return denoised(self.denoise, self.grid(x), x, level)
+        """The mean, over each pixel, of the denoised patches of a photograph: (1, 1, H, W)."""
+        total, count = torch.zeros_like(x), torch.zeros_like(x)
+        for strip, asked in self.parts(x, level):
+            found = self.denoise(*asked).flatten(1)[None]
+            strip.add(found, total)
+            strip.add(torch.ones_like(found), count)
+        return total / count
 
     @torch.no_grad()
-    def posterior(self, operator: object, y: Tensor, sigma: float, x: Tensor, level: float) -> PhotographPosterior:
+    def posterior(self, y: Tensor, x: Tensor, level: float) -> PhotographPosterior:
         pull, patches, count = torch.zeros_like(x), [], math.prod(self.shape) / self.stride**2
-        for strip in self.grid(x):
-            mean, whitening = self.gaussians(strip.cut(x).reshape(-1, 1, *self.shape), level)
+        for strip, asked in self.parts(x, level):
+            mean, whitening = self.gaussians(*asked)
             strip.add(whitening.spread(whitening.whitened(mean[None])) / count, pull)
             patches.append((strip, whitening))
-        return PhotographPosterior(operator, y, sigma, pull, patches, count)
+        return PhotographPosterior(self.operator, y, self.sigma, pull, patches, count)
 
 
-def denoised(denoise: Callable, grid: list[Strip], x: Tensor, level: float) -> Tensor:
-    """The mean, over each pixel, of the denoised patches of a photograph: (1, 1, H, W)."""
-    total, count = torch.zeros_like(x), torch.zeros_like(x)
-    for strip in grid:
-        patches = strip.cut(x)
-        found = denoise(patches.reshape(-1, 1, *strip.shape), level).reshape_as(patches)
-        strip.add(found, total)
-        strip.add(torch.ones_like(patches), count)
-    return total / count
+def total_variation(x: Tensor, level: float, iterations: int = 50) -> Tensor:
+    """argmin_u ‖u - x‖² / 2 τ + Σ |∇u| of a photograph (1, 1, H, W) with noise of level τ: x - τ ∇ᵀp, |p| ≤ 1.
+
+    The encoder knows patches without noise. Codes of these lie near the likeliest of noisy ones. Chambolle 2004,
+    equation 9, with steps of a quarter.
+    """
+    p = x.new_zeros(2, *x.shape[2:])
+
+    def spread(p: Tensor) -> Tensor:  # ∇ᵀp
+        rows, columns = p[0, :-1], p[1, :, :-1]
+        return pad(rows, (0, 0, 1, 0)) - pad(rows, (0, 0, 0, 1)) + pad(columns, (1, 0)) - pad(columns, (0, 1))
+
+    for _ in range(iterations):
+        u = x[0, 0] - level * spread(p)
+        slope = torch.stack([pad(u.diff(dim=0), (0, 0, 0, 1)), pad(u.diff(dim=1), (0, 1))])
+        p = (p + slope * (0.25 / level)) / (1 + slope.norm(dim=0) * (0.25 / level))
+    return x - level * spread(p)
 
 
 def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:

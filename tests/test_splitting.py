@@ -1,8 +1,11 @@
 """Whole photographs: the splitting against closed forms and loops, mixtures against `condition`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from skimage.restoration import denoise_tv_chambolle
 
 import genprior
 from genprior import grids
@@ -11,7 +14,8 @@ from genprior.files import InputError
 from genprior.mixture import GaussianMixture, load_mixture, save_mixture
 from genprior.networks import PriorNetwork
 from genprior.operators import Convolution, FourierSampling, Identity, Inpainting
-from genprior.splitting import conjugate_gradients, denoised, restore_image, smooth_guess
+from genprior.splitting import ByPatches, conjugate_gradients, restore_image, smooth_guess, total_variation
+from genprior.streams import stream
 from genprior.views import Prior
 
 SHAPE = (4, 6)
@@ -31,12 +35,19 @@ def mixture():
 
 
 @pytest.mark.parametrize("size", [(4, 6), (11, 9), (30, 41)])
-@pytest.mark.parametrize(("stride", "offset"), [(1, [0, 0]), (2, [1, 0]), (3, [0, 2])])
-def test_patches_left_as_they_are_give_the_photograph_back(draw, size, stride, offset, monkeypatch):
+@pytest.mark.parametrize(("stride", "seed"), [(1, 0), (2, 1), (3, 2)])
+def test_patches_left_as_they_are_give_the_photograph_back(draw, size, stride, seed, monkeypatch):
     x = torch.rand(1, 1, *size, generator=draw)
     monkeypatch.setattr(grids, "TOGETHER", 40)  # several strips
-    grid = grids.strips(x, SHAPE, stride, offset)
-    torch.testing.assert_close(denoised(lambda patches, level: patches, grid, x, 0.1), x)
+    unchanged = SimpleNamespace(shape=SHAPE, denoise=lambda patches, level: patches, gaussians=None)
+    torch.testing.assert_close(ByPatches(unchanged, stride, seed, Identity(), 0.1)(x, 0.1), x)
+
+
+@pytest.mark.parametrize(("iterations", "level"), [(5, 0.1), (50, 0.2), (300, 0.1)])
+def test_total_variation_is_scikit_images(draw, iterations, level):
+    x = torch.rand(1, 1, 40, 53, generator=draw)
+    expected = denoise_tv_chambolle(x[0, 0].numpy(), level, eps=0, max_num_iter=iterations + 1)
+    np.testing.assert_allclose(total_variation(x, level, iterations)[0, 0].numpy(), expected, atol=1e-6)
 
 
 def by_hand(x: torch.Tensor, offset: list[int], stride: int) -> np.ndarray:
@@ -50,15 +61,15 @@ def by_hand(x: torch.Tensor, offset: list[int], stride: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize(("stride", "offset"), [(1, [0, 0]), (3, [0, 2])])
-def test_denoised_is_the_mean_over_all_patches_of_the_mirrored_photograph(draw, mixture, stride, offset):
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_denoised_is_the_mean_over_all_patches_of_the_mirrored_photograph(draw, mixture, pixels):
     x = torch.rand(1, 1, 9, 10, generator=draw)
     mean, covariance = mixture.mean[0], mixture.covariance[0]
     one = GaussianMixture(np.ones(1), mean[None], covariance[None], SHAPE)
     gain = np.linalg.solve(covariance + 0.1**2 * np.eye(24), covariance)  # Wiener's, transposed
-    patches = by_hand(x, offset, stride)
+    patches = by_hand(x, torch.randint(pixels, (2,), generator=stream(0, "grid")).tolist(), pixels)
     restored = mean + ((patches @ x.double().numpy().ravel()).reshape(-1, 24) - mean) @ gain
-    found = denoised(one.denoise, grids.strips(x, SHAPE, stride, offset), x, 0.1)
+    found = ByPatches(one, pixels, 0, Identity(), 0.1)(x, 0.1)
     np.testing.assert_allclose(found.numpy().ravel(), patches.T @ restored.ravel() / patches.sum(0), atol=1e-5)
 
 
@@ -156,7 +167,8 @@ def test_a_networks_photograph_solves_the_equations_of_its_patches_gaussians(dra
     found = restore_image(prior, Identity(), y, 0.2, stride=1)
     patches = by_hand(y, [0, 0], 1).reshape(-1, 24, 63)
     noisy = torch.from_numpy(patches @ y.double().numpy().ravel()).float().reshape(-1, 1, *SHAPE)
-    mean, whitening = gaussians(prior, noisy, 0.2)
+    smooth = torch.from_numpy(patches @ total_variation(y, 0.2).double().numpy().ravel()).float().reshape(noisy.shape)
+    mean, whitening = gaussians(prior, noisy, 0.2, smooth, 3)
     v, d = (part.double().numpy() for part in (whitening.v, whitening.scales @ prior.scale_fields))
     root = prior.basis.double().numpy() / np.sqrt(v)[:, None] / d[:, :, None]  # D⁻¹ U diag(v)^{-½}, (P, 24, 24)
     local = root.swapaxes(1, 2) @ patches

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from genprior.images import cut_patches, symmetries
+from genprior.images import cut_patches, symmetries_of, symmetry
 from genprior.layers import Encoder
 from genprior.networks import save_network
 from genprior.operators import as_matrix
@@ -55,7 +55,8 @@ def draw_split(pictures: list[np.ndarray], params: Params, number: int) -> torch
     """Patches as the stage extract_patches draws them, to train (0) or validate on (1): uint8 (N, 1, h, w)."""
     settings, draw = params.extract_patches, np.random.default_rng([params.seed, number])
     found = np.concatenate([cut_patches(picture, settings.patch_size, settings.stride) for picture in pictures])
-    found = symmetries(found) if number == 0 and settings.symmetries else found
+    if number == 0 and settings.symmetries:
+        found = np.concatenate([symmetry(found, copy) for copy in range(symmetries_of(settings.patch_size))])
     return torch.from_numpy(found[draw.permutation(len(found))[: settings.max_patches], None])
 
 

@@ -96,6 +96,11 @@ def find_prior(name: str | Path) -> Path:
     raise InputError(f"{name}: no such prior; {known}")
 
 
+def part_of(path: Path) -> Path:
+    """Where `whole_file` has a file until it is whole."""
+    return path.with_name(f".part-{path.name}")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not.
@@ -105,7 +110,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
+    part = part_of(path)
     try:
         yield part
         part.chmod(0o644)

@@ -56,19 +56,33 @@ def estimate_sigma(picture: np.ndarray, seen: np.ndarray) -> float | None:
     return float(np.quantile(of_blocks, 0.1)) / SMOOTHEST
 
 
-def cut_patches(image: np.ndarray, patch_size: Sequence[int], stride: int) -> np.ndarray:
-    """All patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w)."""
+def cut_patches(
+    image: np.ndarray, patch_size: Sequence[int], stride: int, which: np.ndarray | None = None
+) -> np.ndarray:
+    """Patches of an image (H, W) whose corners lie on multiples of `stride`, row by row: (N, h, w).
+
+    which: the numbers of those that are wanted (N,), all by default.
+    """
     windows = np.lib.stride_tricks.sliding_window_view(image, patch_size)[::stride, ::stride]
-    return windows.reshape(-1, *patch_size).copy()
+    if which is None:
+        return windows.reshape(-1, *patch_size).copy()
+    return windows[np.divmod(which, windows.shape[1])]
 
 
-def symmetries(patches: np.ndarray) -> np.ndarray:
-    """Patches (N, h, w) with their mirror images and, where square, their transposes: (4 N or 8 N, h, w)."""
-    mirrored = np.concatenate([patches, patches[:, ::-1]])
-    mirrored = np.concatenate([mirrored, mirrored[:, :, ::-1]])
-    if patches.shape[1] == patches.shape[2]:
-        mirrored = np.concatenate([mirrored, mirrored.transpose(0, 2, 1)])
-    return mirrored
+def count_patches(image: np.ndarray, patch_size: Sequence[int], stride: int) -> int:
+    """How many patches `cut_patches` has of an image (H, W)."""
+    return math.prod((side - patch) // stride + 1 for side, patch in zip(image.shape, patch_size, strict=True))
+
+
+def symmetries_of(patch_size: Sequence[int]) -> int:
+    """How many `symmetry` knows: those of a rectangle, or of a square."""
+    return 8 if patch_size[0] == patch_size[1] else 4
+
+
+def symmetry(patches: np.ndarray, number: int) -> np.ndarray:
+    """Patches (N, h, w) mirrored by bits 1 and 2 of a number, transposed by bit 4; 0 leaves them: (N, h, w)."""
+    patches = patches[:, :: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
+    return patches.transpose(0, 2, 1) if number & 4 else patches
 
 
 def dct_basis(height: int, width: int) -> np.ndarray:

@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 import genprior.files
 from genprior.files import whole_file
+from pipeline import ranks
 from pipeline.params import Params
+from pipeline.patches import Patches
 from pipeline.run import steps
 
 DIGEST = 32  # bytes, before the tensors
@@ -28,15 +30,16 @@ class Checkpoint:
     over, and overwritten.
     """
 
-    def __init__(self, folder: str | Path, params: Params, script: str, *data: Tensor, every: float = 15.0):
+    def __init__(self, folder: str | Path, params: Params, script: str, *data: Patches | Tensor, every: float = 15.0):
         self.folder, self.every, self.trainings, self.written = Path(folder), every, 0, time.monotonic()
         self.run = hashlib.sha256(params.model_dump_json().encode())
         self.run.update(f"{data[0].device} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
         library, shared = Path(genprior.files.__file__).parent, Path(__file__).parent
         for file in (Path(script), *sorted(library.glob("[!.]*.py")), *sorted(shared.glob("[!.]*.py"))):
             self.run.update(file.read_bytes())
-        for tensor in data:
-            self.run.update(tensor.cpu().numpy().tobytes())
+        for patches in data:
+            for first in range(0, len(patches), 2**14):  # they may be larger than memory
+                self.run.update(patches[first : first + 2**14].cpu().numpy())
 
     def due(self) -> bool:
         """Whether the last writing is long enough ago; asked after every step."""
@@ -59,7 +62,7 @@ class Checkpoint:
 
     def restore(self, path: Path, parts: list, rows: list[dict]) -> int:
         """Set `parts` and `rows` to what the file holds; returns its number of steps, 0 where it is not of this run."""
-        content = path.read_bytes() if path.is_file() else b""
+        content = ranks.of_first(path.read_bytes() if path.is_file() else b"")
         if content[:DIGEST] != self._digest(content[DIGEST:]):
             return 0
         tensors = safetensors.torch.load(content[DIGEST:])
@@ -99,7 +102,7 @@ def resumable(count: int, what: str, checkpoint: Checkpoint | None, parts: list,
     def saved() -> Iterator[int]:
         for step in range(done, count):
             yield step
-            if checkpoint.due() or step == count - 1:
+            if ranks.rank() == 0 and (checkpoint.due() or step == count - 1):
                 checkpoint.save(path, parts, rows, step + 1)
 
     return steps(count, what, saved(), done)

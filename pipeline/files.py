@@ -36,9 +36,11 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
         part.write_bytes(content.getbuffer())
 
 
-def read_array(path: str | Path) -> np.ndarray:
-    """Read one .npy array; InputError names a file that is missing or holds something else."""
+def read_array(path: str | Path, mapped: bool = False) -> np.ndarray:
+    """Read one .npy array, or map it; InputError names a file that is missing or holds something else."""
     try:
+        if mapped:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
         with open(path, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # a damaged header raises nearly anything

@@ -14,6 +14,7 @@ from genprior.files import InputError
 
 RESERVED = ("representation", "likelihood", "samples", "training", "patches", "chapter")  # by tables of measures
 PRIORS = {"ae": "autoencoder", "vae": "VAE", "gan": "GAN", "svae": "structured VAE"}  # a model in data/models each
+SPLITS = ("train", "validation", "test")  # of photographs
 MOST_PIXELS = 4096  # of a patch: what knows all of its pixels has n² numbers
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -41,11 +42,15 @@ class CollectImages(Settings):
     names: Annotated[list[Annotated[str, Field(pattern=r"^\w+$")]], Field(min_length=1)]
 
 
+Files = Annotated[list[File], Field(min_length=1)]  # or patterns, as imgs/mine/**/*.jpg
+Held = Annotated[float, Field(gt=0, lt=1)]  # the share of `train` that is held out
+
+
 class ExtractPatches(Settings):
-    train: Annotated[list[File], Field(min_length=1)]
-    validation: Annotated[list[File], Field(min_length=1)]
-    test: Annotated[list[File], Field(min_length=1)]
-    scenes: list[Annotated[list[File], Field(min_length=2)]]
+    train: Files
+    validation: Files | Held
+    test: Files | Held
+    scenes: list[Annotated[list[File], Field(min_length=2)]] | Literal["folders"]
     white_level: Positive | None
     image_size: Size | Annotated[list[Size], Field(min_length=2, max_length=2)] | None
     crop: Annotated[list[Annotated[int, Field(ge=0, le=16_384)]], Field(min_length=4, max_length=4)] | None
@@ -200,6 +205,7 @@ class Crossover(Settings):
 
 class Restore(Settings):
     priors: Annotated[list[Literal["ae", "vae", "gan", "svae", "mixture"]], Field(min_length=1)]
+    photographs: Count
     stride: Size
     tv_weights: Annotated[list[Weight], Field(min_length=1)]
     problems: Annotated[dict[Name, OfPhotograph], Field(min_length=1, max_length=20)]
@@ -220,6 +226,7 @@ class Params(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     device: Literal["cpu", "cuda", "auto"]
     threads: Annotated[int, Field(gt=0, le=1024)]
+    shards: Annotated[int, Field(gt=0, le=1024)]
     collect_images: CollectImages
     extract_patches: ExtractPatches
     network: Network
@@ -255,12 +262,8 @@ class Params(Settings):
         counts, fitted = self.crossover.measurements, self.baselines.mixture_patches
         if n > MOST_PIXELS:
             yield f"extract_patches.patch_size = {sides} has {n} pixels, not {MOST_PIXELS} at most"
-        split_of = {_path(f): name for name in ("train", "validation", "test") for f in getattr(patches, name)}
-        for scene in patches.scenes:
-            splits = {file: split_of[_path(file)] for file in scene if _path(file) in split_of}
-            if len(set(splits.values())) > 1:
-                where = ", ".join(f"{file} in {split}" for file, split in splits.items())
-                yield f"extract_patches.scenes: one scene in two splits ({where}); keep it in one"
+        lists = {split: files for split in SPLITS if isinstance(files := getattr(patches, split), list)}
+        yield from torn_scenes(lists, patches.scenes)
         if vae.objective == "chapter" and vae.noise != "fixed":
             yield f"train_vae.noise = '{vae.noise}': train_vae.objective = 'chapter' trains no noise; 'fixed' is right"
         if vae.objective == "chapter" and vae.beta < 1e-6:
@@ -287,6 +290,26 @@ class Params(Settings):
         for key, name in chosen.items():
             if name not in self.problems:
                 yield f"{key} = {name!r} is none of problems: {', '.join(self.problems)}"
+
+
+def torn_scenes(splits: dict[str, list[str]], scenes: list[list[str]] | str) -> Iterator[str]:
+    """What is wrong about photographs of one scene that lie in two splits."""
+    split_of = {_path(file): split for split, files in splits.items() for file in files}
+    for scene in scenes_of([str(file) for file in split_of], scenes):
+        found = {file: split_of[_path(file)] for file in scene if _path(file) in split_of}
+        if len(set(found.values())) > 1:
+            where = ", ".join(f"{file} in {split}" for file, split in found.items())
+            yield f"extract_patches.scenes: one scene in two splits ({where}); keep it in one"
+
+
+def scenes_of(files: list[str], scenes: list[list[str]] | str) -> list[list[str]]:
+    """Files by scene, those of a folder or of a list together, each of the others alone."""
+    together = {_path(file): tuple(scene) for scene in scenes if scenes != "folders" for file in scene}
+    found = {}
+    for file in files:
+        path = _path(file)
+        found.setdefault(path.parent if scenes == "folders" else together.get(path, path), []).append(file)
+    return list(found.values())
 
 
 def _path(file: str) -> PurePosixPath:

@@ -1,5 +1,6 @@
 """Patches as tensors: loading, scaling to [0, 1], random batches, the held-out ones that are evaluated."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,21 +8,41 @@ from genprior.files import InputError
 from pipeline.files import read_array
 from pipeline.params import MOST_PIXELS
 
+MOST = 2**16  # patches that statistics, and measures of what is held out, are taken of
 
-def load_patches(path: str, device: torch.device | str) -> Tensor:
-    """Patches from a .npy file as uint8, (N, 1, h, w); InputError where it holds something else."""
-    patches = read_array(path)
+
+class Patches:
+    """Patches in a .npy file, uint8 (N, 1, h, w), of which each index reads its own: they may be larger than memory.
+
+    The file is mapped anew each time, since what a map has read counts as this process's memory while it is there.
+    """
+
+    def __init__(self, path: str, shape: tuple[int, ...], device: torch.device | str):
+        self.path, self.shape, self.device = path, torch.Size(shape), torch.device(device)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        index = index.cpu().numpy() if isinstance(index, Tensor) else index
+        found = np.array(np.load(self.path, mmap_mode="r")[index])
+        return torch.from_numpy(found).unsqueeze(-3).to(self.device)
+
+
+def load_patches(path: str, device: torch.device | str) -> Patches:
+    """Patches of a .npy file as uint8, (N, 1, h, w); InputError where it holds something else."""
+    patches = read_array(path, mapped=True)
     if patches.dtype != "uint8" or patches.ndim != 3 or patches.size == 0 or patches[0].size > MOST_PIXELS:
         raise InputError(
             f"{path}: {patches.dtype} {patches.shape}; patches are uint8 (N, height, width), N > 0, "
             f"of at most {MOST_PIXELS} pixels"
         )
-    return torch.from_numpy(patches).unsqueeze(1).to(device)
+    return Patches(path, (len(patches), 1, *patches.shape[1:]), device)
 
 
 def load_splits(
     folder: str, device: torch.device | str, splits: tuple[str, ...] = ("train", "validation", "test")
-) -> tuple[Tensor, ...]:
+) -> tuple[Patches, ...]:
     """Patches of a folder's splits, each uint8 (N, 1, h, w) of one shape; InputError where the shapes differ."""
     loaded = tuple(load_patches(f"{folder}/{split}.npy", device) for split in splits)
     for split, patches in zip(splits, loaded, strict=True):
@@ -36,24 +57,29 @@ def to_unit(patches: Tensor) -> Tensor:
     return patches.float() / 255
 
 
-def draw_batch(patches: Tensor, size: int | None, generator: torch.Generator) -> Tensor:
+def spread(patches: Patches | Tensor) -> Tensor:
+    """All patches, or so many of them, evenly spread, that they lie in memory: uint8 (N, 1, h, w)."""
+    return patches[:: -(-len(patches) // MOST)]
+
+
+def draw_batch(patches: Patches | Tensor, size: int | None, generator: torch.Generator) -> Tensor:
     """A random batch (all patches for None), x in [0, 1], dequantised: x = (grey + u - ½) / 255, u ~ U[0, 1).
 
     Without the noise a density model would gain without bound on the grid of grey levels
     (Theis et al. 2016, section 3.1).
     """
-    if size is not None:
-        patches = patches[torch.randint(len(patches), (size,), generator=generator).to(patches.device)]
+    index = slice(None) if size is None else torch.randint(len(patches), (size,), generator=generator)
+    patches = patches[index if size is None else index.to(patches.device)]
     noise = torch.rand(patches.shape, generator=generator).to(patches.device)
     return (patches + noise - 0.5) / 255
 
 
-def different_patches(patches: Tensor, count: int | None, generator: torch.Generator) -> Tensor:
+def different_patches(patches: Patches | Tensor, count: int | None, generator: torch.Generator) -> Tensor:
     """`count` of the patches in random order, none twice; all for None, or where there are fewer."""
     order = torch.randperm(len(patches), generator=generator)[:count]
     return patches[order.to(patches.device)]
 
 
-def draw_patches(patches: Tensor, count: int, seed: int) -> Tensor:
+def draw_patches(patches: Patches | Tensor, count: int, seed: int) -> Tensor:
     """`different_patches`, x in [0, 1], the same for whoever asks with this seed."""
     return to_unit(different_patches(patches, count, torch.Generator().manual_seed(seed)))

@@ -7,11 +7,21 @@ import pandas as pd
 import torch
 from scipy.stats import bootstrap
 
+from genprior.files import InputError
 from genprior.images import psnr_db
-from pipeline.files import read_array
 from pipeline.patches import different_patches
 
+INDEX = "data/patches/photographs.csv"
 LEVEL = 0.95  # of the intervals
+
+
+def of_split(split: str) -> pd.DataFrame:
+    """The photographs of a split, in the order of their patches, and how many patches each has."""
+    try:
+        rows = pd.read_csv(INDEX, dtype={"split": str, "photograph": str, "patches": np.int64})
+        return rows[rows["split"] == split].reset_index(drop=True)
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{INDEX}: not the table that extract_patches writes; `dvc repro extract_patches`") from None
 
 
 def psnr_by_photograph(x: np.ndarray, estimates: Mapping[str, np.ndarray], photograph: np.ndarray) -> pd.DataFrame:
@@ -50,7 +60,8 @@ def comparison(x: np.ndarray, estimates: Mapping[str, np.ndarray], problems: Seq
     x: the restored patches, as `draw_patches` drew them with the seed; estimates: (P, N, h, w) by method. The reference
     is the last mixture among them, else the linear Gaussian.
     """
-    owners = torch.from_numpy(read_array("data/patches/test_photographs.npy"))
+    rows = of_split("test")
+    owners = torch.from_numpy(np.repeat(np.arange(len(rows)), rows["patches"]))
     owners = different_patches(owners, len(x), torch.Generator().manual_seed(seed)).numpy()
     reference, rows = [title for title in estimates if "Gaussian" in title or "mixture" in title][-1], {}
     for i in range(len(problems)):

@@ -1,12 +1,50 @@
-"""Photographs as the pipeline takes them."""
+"""Photographs as the pipeline takes them: which there are, in which split, and how each is prepared."""
+
+from glob import glob, has_magic
+from pathlib import Path
 
 import numpy as np
 
-from genprior.files import InputError
+from genprior.files import InputError, existing
 from genprior.images import resize
 from genprior.photographs import read_photograph
 from pipeline.files import photograph
-from pipeline.params import ExtractPatches
+from pipeline.params import SPLITS, ExtractPatches, scenes_of, torn_scenes
+
+
+def split_photographs(settings: ExtractPatches, seed: int) -> dict[str, list[str]]:
+    """The photographs of each split: patterns spelt out, and shares of `train` drawn with the seed, scene by scene.
+
+    InputError where a pattern finds none, where nothing is left to train on, and for one scene in two splits.
+    """
+    named = {split: getattr(settings, split) for split in SPLITS}
+    found = {split: spelt_out(split, files) for split, files in named.items() if isinstance(files, list)}
+    shares = {split: share for split, share in named.items() if split not in found}
+    if shares:
+        scenes, count = scenes_of(found["train"], settings.scenes), len(found["train"])
+        order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(scenes)).tolist()
+        for split, share in shares.items():
+            found[split] = []
+            while order and len(found[split]) < share * count:
+                found[split] += scenes[order.pop()]
+        found["train"] = sorted(file for scene in order for file in scenes[scene])
+        if not found["train"] or not all(found[split] for split in shares):
+            raise InputError(f"extract_patches: {len(scenes)} scenes in train are too few for the shares {shares}")
+    for line in torn_scenes(found, settings.scenes):
+        raise InputError(line)
+    return {split: found[split] for split in SPLITS}
+
+
+def spelt_out(split: str, files: list[str]) -> list[str]:
+    """Files, and those that patterns find, in order; InputError for a pattern that finds none."""
+    found = []
+    for name in files:
+        pattern = has_magic(name) and not existing(name).exists()
+        matched = sorted(Path(file).as_posix() for file in glob(name, recursive=True) if Path(file).is_file())
+        if pattern and not matched:
+            raise InputError(f"extract_patches.{split}: {name} finds no file; a pattern as imgs/mine/**/*.jpg would")
+        found += matched if pattern else [name]
+    return found
 
 
 def prepare(file: str, settings: ExtractPatches) -> np.ndarray:

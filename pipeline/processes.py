@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from genprior.files import InputError
+from pipeline import ranks
 from pipeline.run import steps
 
 Found = TypeVar("Found")
@@ -18,9 +19,18 @@ Found = TypeVar("Found")
 def side_by_side(function: Callable[[str], Found], tasks: Sequence[str], processes: int, what: str) -> dict[str, Found]:
     """What the function makes of each task: in this process where one is asked for, else in up to so many.
 
-    The function goes to a process pickled, and does well to `set_up` one thread there. An error of one ends all, at
-    once; so does the end of this process, whatever its kind. what: the progress bar's name.
+    Ranks take tasks in turn, and all get what all found. The function goes to a process pickled, and does well to
+    `set_up` one thread there. An error of one ends all, at once; so does the end of this process, whatever its kind.
+    what: the progress bar's name.
     """
+    own_tasks = tasks[ranks.rank() :: ranks.count()]
+    with ranks.apart():
+        own = _side_by_side(function, own_tasks, processes, what)
+    found = {task: value for of_rank in ranks.of_all(own) for task, value in of_rank.items()}
+    return {task: found[task] for task in tasks}
+
+
+def _side_by_side(function: Callable, tasks: Sequence[str], processes: int, what: str) -> dict[str, Found]:
     processes = min(processes, os.cpu_count() or 1, len(tasks))
     if processes < 2:
         return {task: function(task) for task in steps(len(tasks), what, tasks)}

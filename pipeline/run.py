@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from genprior.files import InputError, one_line_errors
+from pipeline import ranks
 from pipeline.params import Params, load_params
 
 if TYPE_CHECKING:
@@ -29,10 +31,18 @@ if platform.machine() in ("x86_64", "AMD64"):
     os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130."""
+def run(main: Callable[[], None], shared: bool = False) -> None:
+    """Run a stage's `main`; what the user got wrong ends it with one line and exit code 1, Ctrl-C with 130.
+
+    shared: whether ranks share its work. Where the environment names options of torchrun, it then starts itself anew
+    under torchrun. The others leave all of it to the first rank.
+    """
     with one_line_errors():
         _end_with_dvc()
+        if "RANK" in os.environ:
+            return ranks.said_once(main) if shared or os.environ["RANK"] == "0" else None
+        if shared and os.environ.get(ranks.OPTIONS):
+            main = partial(ranks.start, os.environ[ranks.OPTIONS])
         before = _dependencies()
         main()
         after = _dependencies()
@@ -88,7 +98,16 @@ def set_up(params: Params) -> "torch.device":
     found = params.device != "cpu" and torch.cuda.is_available()
     if params.device == "cuda" and not found:
         raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
-    return torch.device("cuda" if found else "cpu")
+    device = torch.device("cuda" if found else "cpu")
+    if found and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # one for each rank; "cuda" is then that one
+    if params.shards < ranks.count():
+        raise InputError(
+            f"params.yaml: shards = {params.shards}: fewer than {ranks.count()} ranks; as many would be right"
+        )
+    ranks.SHARDS = params.shards
+    ranks.join(device.type)
+    return device
 
 
 def _keep_freed_memory() -> None:
@@ -105,9 +124,10 @@ def _keep_freed_memory() -> None:
 def steps(count: int, what: str, numbers: Iterable | None = None, done: int = 0) -> tqdm:
     """A progress bar over `count` steps on a terminal, nothing in a log; `set_postfix(loss=...)` shows numbers.
 
-    Nothing either in one of the processes of `side_by_side`, which has a bar. numbers: the steps that are left, where
-    `done` of them are done.
+    Nothing either in one of the processes of `side_by_side`, which has a bar, nor in ranks after the first. numbers:
+    the steps that are left, where `done` of them are done.
     """
     numbers = range(count) if numbers is None else numbers
-    quiet = None if multiprocessing.parent_process() is None else True
+    first = multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0"
+    quiet = None if first else True
     return tqdm(numbers, what, count, initial=done, disable=quiet, dynamic_ncols=True, mininterval=0.5)

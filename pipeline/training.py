@@ -1,5 +1,7 @@
 """What the training stages share: Adam and its schedule, one step, a curve's rows, the fit of a residual model."""
 
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from genprior.files import InputError
 from genprior.layers import Encoder
 from genprior.networks import PriorNetwork
+from pipeline import ranks
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.losses import elbo_terms
 from pipeline.params import Residual
@@ -22,19 +25,45 @@ def cosine_adam(network: nn.Module, lr: float, count: int, **options) -> tuple[t
 
 
 def descend(
-    loss: Tensor,
+    means_of: Callable[[slice], dict[str, Tensor]],
+    size: int,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule | None = None,
     clip: float = 1.0,
-) -> None:
-    """One training step down a scalar loss: of this network alone, its gradient's norm at most `clip`."""
+) -> dict[str, Tensor]:
+    """One training step down a loss: of this network alone, its gradient's norm at most `clip`.
+
+    means_of: the mean "loss" of a part of the batch, which has `size` entries, and means of what else a curve shows.
+    The batch is cut into shards, which ranks share. Gradients are added in the shards' order, whoever computed them.
+    Returns the means over the batch.
+    """
+    shards, parameters = min(ranks.SHARDS, size), [own for own in network.parameters() if own.requires_grad]
+    if shards < ranks.count():
+        raise InputError(f"a batch of {size}: fewer patches than {ranks.count()} ranks; a larger batch_size is right")
+    rows = []
+    for shard in range(ranks.rank(), shards, ranks.count()):
+        part = slice(size * shard // shards, size * (shard + 1) // shards)
+        means = means_of(part)
+        found = torch.autograd.grad(means["loss"], parameters, allow_unused=True)
+        numbers = [gradient.flatten() for gradient in found if gradient is not None]
+        rows.append(torch.cat([*numbers, *(mean.detach()[None] for mean in means.values())]))
+        rows[-1] *= (part.stop - part.start) / size
+    rows += [torch.zeros_like(rows[0])] * (-(-shards // ranks.count()) - len(rows))  # every rank gathers as many
+    total, *others = ranks.rows_of_all(torch.stack(rows))
+    for row in others:
+        total = total + row
+
+    moved = [own for own, gradient in zip(parameters, found, strict=True) if gradient is not None]
+    *gradients, last = total.split([*(own.numel() for own in moved), len(means)])
     optimizer.zero_grad()
-    loss.backward(inputs=[parameter for parameter in network.parameters() if parameter.requires_grad])
-    nn.utils.clip_grad_norm_(network.parameters(), clip)
+    for own, gradient in zip(moved, gradients, strict=True):
+        own.grad = gradient.view_as(own)
+    nn.utils.clip_grad_norm_(moved, clip)
     optimizer.step()
     if schedule is not None:
         schedule.step()
+    return dict(zip(means, last, strict=True))
 
 
 def logged(step: int, count: int, rows: int = 100) -> bool:
@@ -76,17 +105,23 @@ def fit_residual(
     state = [fitted, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "residual", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
-        terms = elbo_terms(prior, encoder, x, normal(len(x)))
-        loss = (kl_weight(step, settings) * terms["kl"] - terms["log_likelihood"]).mean() / n
+        noise, codes = normal(len(x)), None
         if prior.flow is not None and settings.code_weight:
             # G's own codes: of patches by a plain encoder; N(0, I) where z has that law by construction
             codes = normal(len(x)) if prior.is_variational else prior.encode(x)
-            loss = loss - settings.code_weight * prior.flow.log_density(codes).mean() / n
-        descend(loss, fitted, optimizer, schedule)
+
+        def means_of(part: slice, step=step, x=x, noise=noise, codes=codes) -> dict[str, Tensor]:
+            terms = elbo_terms(prior, encoder, x[part], noise[part])
+            loss = (kl_weight(step, settings) * terms["kl"] - terms["log_likelihood"]).mean() / n
+            if codes is not None:
+                loss = loss - settings.code_weight * prior.flow.log_density(codes[part]).mean() / n
+            elbo = (terms["log_likelihood"] - terms["kl"]).mean() / n
+            return {"loss": loss, "elbo": elbo, "kl": terms["kl"].mean()}
+
+        means = descend(means_of, len(x), fitted, optimizer, schedule)
         if logged(step, settings.steps):
-            elbo = (terms["log_likelihood"] - terms["kl"]).mean().item() / n
-            rows.append({"step": step + 1, "elbo": elbo, "kl": terms["kl"].mean().item()})
-            bar.set_postfix(elbo=f"{elbo:.3f}")
+            rows.append({"step": step + 1, "elbo": means["elbo"].item(), "kl": means["kl"].item()})
+            bar.set_postfix(elbo=f"{rows[-1]['elbo']:.3f}")
     return pd.DataFrame(rows)
 
 

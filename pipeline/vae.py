@@ -39,10 +39,15 @@ def train(
     state = [prior, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "VAE", checkpoint, state, rows)):
         x = draw_batch(known, settings.batch_size, generator)
-        terms = elbo_terms(prior, prior.encoder, x, torch.randn(len(x), k, generator=generator).to(x.device))
-        descend(loss_of(terms), prior, optimizer, schedule)
+        noise = torch.randn(len(x), k, generator=generator).to(x.device)
+
+        def means_of(part: slice, x=x, noise=noise) -> Terms:
+            terms = elbo_terms(prior, prior.encoder, x[part], noise[part])
+            return {"loss": loss_of(terms), **{name: term.mean() for name, term in terms.items()}}
+
+        means = descend(means_of, len(x), prior, optimizer, schedule)
         if logged(step, settings.steps):
-            rows.append({"step": step + 1, **summary("train", terms, n)})
+            rows.append({"step": step + 1, **summary("train", means, n)})
             rows[-1] |= summary("validation", measure(prior, x_validation, seed), n)
             bar.set_postfix(elbo=f"{rows[-1]['train_elbo']:.3f}")
     return pd.DataFrame(rows)

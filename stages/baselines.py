@@ -13,10 +13,10 @@ from genprior.files import InputError
 from genprior.images import dct_basis
 from genprior.mixture import GaussianMixture, save_mixture
 from genprior.operators import as_matrix
-from pipeline import classical
+from pipeline import classical, ranks
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, load_params
-from pipeline.patches import different_patches, draw_batch, draw_patches, load_splits, to_unit
+from pipeline.patches import different_patches, draw_batch, draw_patches, load_splits, spread, to_unit
 from pipeline.problems import pose, reconstruction_measures
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up, steps
@@ -99,7 +99,7 @@ def main() -> None:
     for name, count in most.items():
         if len(train) < count:
             raise InputError(f"data/patches/train.npy: {len(train)} patches are too few for {name} = {count}")
-    pixels = to_unit(train).flatten(1).double().numpy()
+    pixels = to_unit(spread(train)).flatten(1).double().numpy()
     mean, components = classical.principal_components(pixels, params.network.latent_size)
     draw, dequantised = torch.Generator().manual_seed(params.seed), []
     for split, count in ((train, params.baselines.mixture_patches), (validation, 2000)):
@@ -108,6 +108,7 @@ def main() -> None:
     mixtures, shrinkages = fit_mixtures(*dequantised, params)
     names = [*params.problems, *params.crossover_problems()]
     solved = side_by_side(partial(solve, (mean, components), mixtures, params), names, params.threads, "baselines")
+    ranks.leave_to_first()
     values = {method: {name: solved[name][method][0] for name in names} for method in solved[names[0]]}
 
     # the patches on which the learned priors' likelihood is measured
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

@@ -12,6 +12,7 @@ import torch
 
 from genprior.files import InputError
 from genprior.views import load
+from pipeline import ranks
 from pipeline.evaluation import cross_over, log_likelihood, represent, solve, weigh
 from pipeline.files import write_array, write_metrics
 from pipeline.params import PRIORS, Params, load_params
@@ -51,6 +52,7 @@ def main() -> None:
     tasks = [*posed, "likelihood", *reversed(params.crossover_problems()), *params.weighed(), "representation"]
     processes = params.threads if device.type == "cpu" else 1
     found = side_by_side(partial(work, name, params), tasks, processes, f"evaluate {name}")
+    ranks.leave_to_first()
 
     values = {"range": {}, "relaxed": {}, "mean": {}}
     for task, (rows, _) in found.items():
@@ -68,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

@@ -20,8 +20,10 @@ from genprior.files import InputError
 from genprior.images import psnr_db
 from genprior.splitting import RestoredImage, restore_image
 from genprior.views import load
+from pipeline import ranks
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, load_params
+from pipeline.photographs import of_split
 from pipeline.prepare import prepare
 from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
@@ -32,6 +34,11 @@ NINE_TENTHS = norm.ppf(0.95)  # standard deviations to either side
 SAMPLES = 16  # of which standard deviations are taken, right to a sixth
 MOST = 128  # pixels of a side, of the photograph's middle: the whole takes as long as all that is before it
 FILES = {"mixture": "data/baselines/mixture.safetensors"}  # beside the trained priors
+
+
+def held_out(split: str, params: Params) -> list[str]:
+    """The photographs of a split that are restored."""
+    return of_split(split)["photograph"].tolist()[: params.restore.photographs]
 
 
 def read(file: str, params: Params) -> Tensor:
@@ -85,7 +92,7 @@ def weigh(params: Params, name: str) -> float:
     """The weight of total variation that restores the validation photographs best, from one problem."""
     set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
     tried, errors = params.restore.tv_weights, np.zeros(len(params.restore.tv_weights))
-    for number, file in enumerate(params.extract_patches.validation):
+    for number, file in enumerate(held_out("validation", params)):
         x = read(file, params)
         (problem,) = pose({name: params.restore.problems[name]}, x, params.seed, f"validation {number}")
         restored = (by_total_variation(problem, weight) for weight in tried)
@@ -110,7 +117,7 @@ def solve(params: Params, weights: dict[str, float], task: tuple[str, int]) -> t
     """
     set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
     name, number = task
-    x = read(params.extract_patches.test[number], params)
+    x = read(held_out("test", params)[number], params)
     (problem,) = pose({name: params.restore.problems[name]}, x, params.seed, f"photograph {number}")
     found = {"truth": x, "measured": as_picture(problem, x)}
     found |= methods(problem, params, weights[name])
@@ -124,10 +131,11 @@ def solve(params: Params, weights: dict[str, float], task: tuple[str, int]) -> t
 def main() -> None:
     params = load_params("params.yaml")
     set_up(params.model_copy(update={"device": "cpu"}))
-    names, files = list(params.restore.problems), params.extract_patches.test
+    names, files = list(params.restore.problems), held_out("test", params)
     weights = side_by_side(partial(weigh, params), names, params.threads, "total variation")
     tasks = [(name, number) for name in names for number in range(len(files))]
     solved = side_by_side(partial(solve, params, weights), tasks, params.threads, "restore")
+    ranks.leave_to_first()
     values, first = {}, params.restore.priors[0]
     for (name, number), (found, _) in solved.items():
         truth = found["truth"] / 255
@@ -152,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

@@ -7,10 +7,11 @@ from torch import Tensor
 from genprior.images import psnr_db
 from genprior.layers import Encoder
 from genprior.networks import PriorNetwork, save_network
+from pipeline import ranks
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_csv, write_metrics
 from pipeline.params import Network, Training, load_params
-from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
+from pipeline.patches import draw_batch, draw_patches, load_splits, spread, to_unit
 from pipeline.run import run, set_up
 from pipeline.training import check_residual, cosine_adam, descend, fit_residual, logged
 
@@ -30,7 +31,7 @@ def train(
 ) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior, its codes' density folded in, and its curve."""
     prior = PriorNetwork(patches.shape[2:], **network.model_dump(), encoder="plain")
-    prior.coefficients.fit(to_unit(patches.cpu()))
+    prior.coefficients.fit(to_unit(spread(patches).cpu()))
     prior.to(patches.device)
     optimizer, schedule = cosine_adam(prior, settings.lr, settings.steps)
     generator = torch.Generator().manual_seed(seed)
@@ -39,14 +40,15 @@ def train(
     rows = []
     state = [prior, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "train_ae", checkpoint, state, rows)):
-        loss = reconstruction_error(prior, draw_batch(patches, settings.batch_size, generator))
-        descend(loss, prior, optimizer, schedule)
+        x = draw_batch(patches, settings.batch_size, generator)
+        error_of = lambda part, x=x: {"loss": reconstruction_error(prior, x[part])}  # noqa: E731
+        loss = descend(error_of, len(x), prior, optimizer, schedule)["loss"]
         if logged(step, settings.steps):
             with torch.no_grad():
                 error = reconstruction_error(prior, x_validation)
             rows.append({"step": step + 1, "train_mse": loss.item(), "validation_mse": error.item()})
             bar.set_postfix(mse=f"{loss.item():.5f}")
-    prior.fit_codes(to_unit(patches))
+    prior.fit_codes(to_unit(spread(patches)))
     return prior, pd.DataFrame(rows)
 
 
@@ -60,8 +62,9 @@ def main() -> None:
     encoder = Encoder(prior.coefficients, **params.network.model_dump(), variational=True).to(device)
     residual_curve = fit_residual(prior, encoder, patches, params.residual, params.seed, checkpoint)
     prior.eval().requires_grad_(False)
+    ranks.leave_to_first()
 
-    error = reconstruction_error(prior, to_unit(test))
+    error = reconstruction_error(prior, to_unit(spread(test)))
     draw = torch.Generator().manual_seed(params.seed)
     values = {**curve.iloc[-1].drop("step").to_dict(), "test_mse": error, "test_psnr_db": psnr_db(error)}
     values |= check_residual(prior, encoder, *(draw_batch(split, 8192, draw) for split in (patches, test)))
@@ -73,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

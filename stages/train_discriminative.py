@@ -23,10 +23,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from genprior.images import dct_basis
 from genprior.layers import mlp, tamed
 from genprior.operators import as_matrix
+from pipeline import ranks
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_array, write_metrics
 from pipeline.params import Params, TrainDiscriminative, load_params
-from pipeline.patches import draw_batch, draw_patches, load_splits, to_unit
+from pipeline.patches import draw_batch, draw_patches, load_splits, spread, to_unit
 from pipeline.problems import Measured, pose
 from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
@@ -67,7 +68,7 @@ class Reconstructor(nn.Module):
 
 def linear_gaussian(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (n,) and covariance (n, n) of uint8 patches (N, 1, h, w); 1e-3 more of each DCT coefficient's variance."""
-    x, basis = to_unit(patches.cpu()).flatten(1).double(), torch.from_numpy(dct_basis(*patches.shape[2:]))
+    x, basis = to_unit(spread(patches).cpu()).flatten(1).double(), torch.from_numpy(dct_basis(*patches.shape[2:]))
     ridge = 1e-3 * (x @ basis).std(0, correction=0).clamp_min(1e-3).square()
     return x.mean(0), torch.cov(x.T, correction=0) + (basis * ridge) @ basis.T
 
@@ -98,7 +99,8 @@ def train(
         x = draw_batch(patches, settings.batch_size, draw)
         y = problem.operator.A(x).flatten(1)
         y = y + problem.sigma * torch.randn(y.shape, generator=draw).to(y.device)
-        descend((network(y) - x).square().mean(), network, optimizer)
+        error_of = lambda part, x=x, y=y: {"loss": (network(y[part]) - x[part]).square().mean()}  # noqa: E731
+        descend(error_of, len(x), network, optimizer)
         if (step + 1) % CHECK == 0 or step == settings.steps - 1:
             with torch.no_grad():
                 error = (network(problem.y.flatten(1)) - truth).square().mean().item()
@@ -133,6 +135,7 @@ def main() -> None:
     processes = params.threads if device.type == "cpu" else 1
     names, function = list(params.problems), partial(solve, linear_gaussian(patches), params)
     found = side_by_side(function, names, processes, "train_discriminative")
+    ranks.leave_to_first()
     values = {"discriminative": {"none": {name: found[name][0] for name in names}}}
     write_metrics("metrics/train_discriminative.json", values)
     write_array("data/reconstructions/discriminative.npy", np.stack([found[name][1] for name in names]))
@@ -140,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

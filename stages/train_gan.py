@@ -11,11 +11,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from genprior.layers import mlp
 from genprior.networks import PriorNetwork, save_network
+from pipeline import ranks
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.losses import ADVERSARIAL, curvature_penalty, gradient_penalty, lipschitz_penalty
 from pipeline.params import Network, TrainGAN, load_params
-from pipeline.patches import different_patches, draw_batch, load_splits, to_unit
+from pipeline.patches import different_patches, draw_batch, load_splits, spread, to_unit
 from pipeline.run import run, set_up
 from pipeline.training import check_residual, cosine_adam, descend, fit_residual, logged
 
@@ -47,7 +48,7 @@ def train(
     A step is one of each player, with its penalty. The default is R3GAN's game: Huang et al. 2024, section 2.
     """
     generator = PriorNetwork(patches.shape[2:], **network.model_dump(), encoder="variational")
-    coefficients = generator.coefficients.fit(to_unit(patches.cpu()))
+    coefficients = generator.coefficients.fit(to_unit(spread(patches).cpu()))
     discriminator = Discriminator(coefficients.scale.clone(), settings)
     generator.to(patches.device), discriminator.to(patches.device)
     average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
@@ -64,27 +65,40 @@ def train(
     rows = []
     state = [generator, discriminator, average, g_optimizer, d_optimizer, g_schedule, d_schedule, draw]
     for step in (bar := resumable(settings.steps, "train_gan", checkpoint, state, rows)):
-        real = coefficients.analyse(draw_batch(patches, settings.batch_size, draw)).requires_grad_()
-        fake = generator.decoder(latent(len(real))).detach().requires_grad_()
-        real_logits, fake_logits = discriminator(real), discriminator(fake)
-        d_loss, penalty = d_loss_of(real_logits, fake_logits), torch.zeros(())
-        if settings.gradient_penalty and settings.loss == "wasserstein":
-            penalty = lipschitz_penalty(discriminator, real, fake, torch.rand(len(real), 1, generator=draw).to(real))
-        elif settings.gradient_penalty:
-            penalty = gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, fake)
-        descend(d_loss + settings.gradient_penalty * penalty, discriminator, d_optimizer, d_schedule, clip=math.inf)
+        real = coefficients.analyse(draw_batch(patches, settings.batch_size, draw))
+        with torch.no_grad():
+            fake = generator.decoder(latent(len(real)))
+        weight = torch.rand(len(real), 1, generator=draw).to(real)
+        if settings.spectral_norm:  # one power iteration for all shards
+            discriminator.train()(fake[:1])
+            discriminator.eval()
 
-        z = latent(len(real))
-        fake = generator.decoder(z)
-        g_loss, bend = g_loss_of(discriminator(real), discriminator(fake)), torch.zeros(())
-        if settings.curvature:
-            bend = curvature_penalty(generator.decoder, z, fake, 0.5 * nn.functional.normalize(latent(len(z))))
-        descend(g_loss + settings.curvature * bend, generator, g_optimizer, g_schedule, clip=math.inf)
+        def of_discriminator(part: slice, real=real, fake=fake, weight=weight) -> dict[str, Tensor]:
+            real, fake = real[part].requires_grad_(), fake[part].requires_grad_()
+            real_logits, fake_logits = discriminator(real), discriminator(fake)
+            d_loss, penalty = d_loss_of(real_logits, fake_logits), torch.zeros((), device=real.device)
+            if settings.gradient_penalty and settings.loss == "wasserstein":
+                penalty = lipschitz_penalty(discriminator, real, fake, weight[part])
+            elif settings.gradient_penalty:
+                penalty = gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, fake)
+            return {"loss": d_loss + settings.gradient_penalty * penalty, "d_loss": d_loss, "penalty": penalty}
+
+        row = descend(of_discriminator, len(real), discriminator, d_optimizer, d_schedule, clip=math.inf)
+        z, direction = latent(len(real)), latent(len(real))
+
+        def of_generator(part: slice, real=real, z=z, direction=direction) -> dict[str, Tensor]:
+            fake, bend = generator.decoder(z[part]), torch.zeros((), device=z.device)
+            g_loss = g_loss_of(discriminator(real[part]), discriminator(fake))
+            if settings.curvature:
+                reach = 0.5 * nn.functional.normalize(direction[part])
+                bend = curvature_penalty(generator.decoder, z[part], fake, reach)
+            return {"loss": g_loss + settings.curvature * bend, "g_loss": g_loss, "curvature": bend}
+
+        row |= descend(of_generator, len(real), generator, g_optimizer, g_schedule, clip=math.inf)
         average.update_parameters(generator)
         if logged(step, settings.steps, rows=20):
             samples = average.module.sample(len(monitored), torch.Generator().manual_seed(seed), residual=False)
-            row = {"d_loss": d_loss, "g_loss": g_loss, "penalty": penalty, "curvature": bend}
-            row = {name: value.item() for name, value in row.items()}
+            row = {name: row[name].item() for name in ("d_loss", "g_loss", "penalty", "curvature")}
             rows.append({"step": step + 1, **row, "samples": samples.squeeze(1).half().cpu()})
             bar.set_postfix(row)
     return average.module, rows
@@ -101,6 +115,7 @@ def main() -> None:
     as_printed = {"loss": "minimax", "gradient_penalty": 0.0, "spectral_norm": False, "curvature": 0.0, "average": 0.0}
     settings = settings.model_copy(update={**as_printed, "steps": settings.chapter_steps})
     _, chapter_rows = train(patches, params.network, settings, params.seed, checkpoint)
+    ranks.leave_to_first()
 
     draw = torch.Generator().manual_seed(params.seed)
     values = {name: rows[-1][name] for name in ("d_loss", "g_loss", "penalty", "curvature")}
@@ -117,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

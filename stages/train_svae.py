@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from genprior.networks import PriorNetwork, save_network
-from pipeline import vae
+from pipeline import ranks, vae
 from pipeline.checkpoints import Checkpoint
 from pipeline.files import write_csv, write_metrics
 from pipeline.params import Network, TrainSVAE, load_params
-from pipeline.patches import draw_batch, load_splits, to_unit
+from pipeline.patches import draw_batch, load_splits, spread, to_unit
 from pipeline.run import run, set_up
 
 
@@ -23,7 +23,7 @@ def train(
 ) -> tuple[PriorNetwork, pd.DataFrame]:
     """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
     prior = PriorNetwork(patches.shape[2:], **network.model_dump(), noise=settings.noise, encoder="variational")
-    prior.coefficients.fit(to_unit(patches.cpu()))
+    prior.coefficients.fit(to_unit(spread(patches).cpu()))
     prior.to(patches.device)
 
     def negative_elbo(terms: vae.Terms) -> Tensor:
@@ -39,7 +39,8 @@ def main() -> None:
     patches, validation, test = load_splits("data/patches", device)
     checkpoint = Checkpoint(".checkpoints/train_svae", params, __file__, patches, validation)
     prior, curve = train(patches, validation, params.network, params.train_svae, params.seed, checkpoint)
-    x_test = draw_batch(test, None, torch.Generator().manual_seed(params.seed))
+    ranks.leave_to_first()
+    x_test = draw_batch(spread(test), None, torch.Generator().manual_seed(params.seed))
     values = {**curve.iloc[-1].drop("step").to_dict(), **vae.held_out(prior, x_test, params.seed)}
     write_metrics("metrics/train_svae.json", {"train_svae": values})
     save_network(prior, "data/models/svae.safetensors")
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genprior.networks import PriorNetwork, save_network
-from pipeline import vae
+from pipeline import ranks, vae
 from pipeline.checkpoints import Checkpoint
 from pipeline.files import write_csv, write_metrics
 from pipeline.params import Network, TrainVAE, load_params
-from pipeline.patches import draw_batch, load_splits, to_unit
+from pipeline.patches import draw_batch, load_splits, spread, to_unit
 from pipeline.run import run, set_up
 from pipeline.training import check_residual, fit_residual
 
@@ -45,7 +45,7 @@ def train(
     """Train on uint8 patches (N, 1, h, w); returns the prior and its curve on training batches and validation."""
     n, k = patches[0].numel(), network.latent_size
     prior = PriorNetwork(patches.shape[2:], **network.model_dump(), noise="constant", encoder="variational")
-    prior.coefficients.fit(to_unit(patches.cpu()))
+    prior.coefficients.fit(to_unit(spread(patches).cpu()))
     sigma = implied_sigma(settings.beta, n, k) if settings.objective == "chapter" else settings.sigma
     prior.decoder.log_sigma.data.fill_(math.log(sigma))
     prior.decoder.log_sigma.requires_grad_(settings.noise == "learned")
@@ -83,7 +83,7 @@ def main() -> None:
     checkpoint = Checkpoint(".checkpoints/train_vae", params, __file__, patches, validation)
     prior, curve = train(patches, validation, params.network, settings, seed, checkpoint)
     draw = torch.Generator().manual_seed(seed)
-    x_test, values = draw_batch(test, None, draw), curve.iloc[-1].drop("step").to_dict()
+    x_test, values = draw_batch(spread(test), None, draw), curve.iloc[-1].drop("step").to_dict()
     values |= {**vae.held_out(prior, x_test, seed), "sigma": prior.decoder.log_sigma.exp().item()}
 
     residual_curve = fit_residual(prior, prior.encoder, patches, params.residual, seed, checkpoint)
@@ -94,6 +94,7 @@ def main() -> None:
     sigmas = {*settings.collapse.sigmas, chapters}
     swept = collapse(patches, x_test, params.network, settings, sigmas, seed, checkpoint)
     values["chapter"] = swept[swept.sigma == chapters].to_dict("records")[0]
+    ranks.leave_to_first()
     # beta at the learned sigma, if that is kept fixed, is up to a factor the ELBO at sigma √beta
     swept.insert(1, "beta", (swept.sigma / values["sigma"]) ** 2)
     write_metrics("metrics/train_vae.json", {"train_vae": values})
@@ -104,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, shared=True)

@@ -5,13 +5,15 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import skimage.data
 from conftest import ROOT
 from PIL import Image
 
 from genprior.files import InputError, existing
-from pipeline.params import ExtractPatches
+from pipeline.params import SPLITS, ExtractPatches
+from pipeline.prepare import split_photographs
 from stages import collect_images, extract_patches
 
 
@@ -21,7 +23,7 @@ def settings(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     names = {}
     (tmp_path / "imgs").mkdir()
-    for split in extract_patches.SPLITS:
+    for split in SPLITS:
         names[split] = f"imgs/{split}.png"
         Image.fromarray(draw.integers(0, 256, (48, 60), dtype=np.uint8)).save(names[split])
 
@@ -40,9 +42,18 @@ def settings(tmp_path, monkeypatch):
     return build
 
 
+def extracted(settings: ExtractPatches, seed: int) -> dict[str, np.ndarray]:
+    """The arrays that the stage writes, and which photograph each test patch is of."""
+    folder = Path("data/patches")
+    extract_patches.extract(settings, seed, folder)
+    rows = pd.read_csv(folder / "photographs.csv")
+    owners = np.repeat(np.arange(sum(rows["split"] == "test")), rows.patches[rows["split"] == "test"])
+    return {split: np.load(folder / f"{split}.npy") for split in SPLITS} | {"test_photographs": owners}
+
+
 def test_the_chapters_patches_are_expressible(settings):
     chosen = settings(image_size=[48, 48], crop=[0, 0, 40, 40])
-    found = extract_patches.extract(chosen, 0)["test"]
+    found = extracted(chosen, 0)["test"]
     picture = np.asarray(Image.open(chosen.test[0]).convert("L").resize((48, 48)))
     expected = [picture[i : i + 16, j : j + 16] for i in range(0, 32, 8) for j in range(0, 32, 8)]
     np.testing.assert_array_equal(found, expected)
@@ -50,17 +61,17 @@ def test_the_chapters_patches_are_expressible(settings):
 
 
 def test_the_white_level_is_that_of_the_photographs(settings):
-    half, whole = (extract_patches.extract(settings(white_level=level), 0)["test"] for level in (127.5, None))
+    half, whole = (extracted(settings(white_level=level), 0)["test"] for level in (127.5, None))
     np.testing.assert_array_equal(half, np.minimum(2 * whole.astype(int), 255))
 
 
 def test_cap_is_drawn_with_the_seed(settings):
     chosen = settings(max_patches=5)
-    first, again, other = (extract_patches.extract(chosen, seed)["train"] for seed in (0, 0, 1))
+    first, again, other = (extracted(chosen, seed)["train"] for seed in (0, 0, 1))
     assert len(first) == 5
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    found = extract_patches.extract(settings(symmetries=True), 0)  # of training patches alone
+    found = extracted(settings(symmetries=True), 0)  # of training patches alone
     assert len(found["train"]) == 8 * len(found["test"])
 
 
@@ -68,7 +79,7 @@ def test_the_same_picture_under_two_names_is_refused(settings, tmp_path):
     chosen = settings()
     shutil.copy("imgs/train.png", "imgs/copy.png")
     with pytest.raises(InputError, match="same picture"):
-        extract_patches.extract(chosen.model_copy(update={"test": ["imgs/copy.png"]}), 0)
+        extracted(chosen.model_copy(update={"test": ["imgs/copy.png"]}), 0)
 
 
 def test_what_is_not_really_under_imgs_is_refused(settings, tmp_path):
@@ -81,12 +92,12 @@ def test_what_is_not_really_under_imgs_is_refused(settings, tmp_path):
     bad = ["imgs/mine/test.png", str(elsewhere / "test.png"), "Pictures/test.png", "imgs/../Pictures/test.png"]
     for file in [*bad, "imgs/mine/none.png", "/dev/zero", "imgs/.a/b.png", "imgs/.a.png", "imgs/loop/test.png"]:
         with pytest.raises(InputError, match=re.escape(f"{file}: ")) as caught:
-            extract_patches.extract(settings(test=[file]), 0)
+            extracted(settings(test=[file]), 0)
         assert ("copy it there" in str(caught.value)) != ("loop" in file)
     Path("imgs/test.png").symlink_to(elsewhere / "test.png")
-    expected = extract_patches.extract(settings(), 0)["test"]
+    expected = extracted(settings(), 0)["test"]
     for file in (str(tmp_path / "imgs/test.png"), "imgs/../imgs/test.png"):
-        np.testing.assert_array_equal(extract_patches.extract(settings(test=[file]), 0)["test"], expected)
+        np.testing.assert_array_equal(extracted(settings(test=[file]), 0)["test"], expected)
 
 
 @pytest.mark.parametrize(("named", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -95,7 +106,7 @@ def test_names_in_the_other_form_of_unicode_are_found(settings, named, written):
     Path(written).parent.mkdir()
     shutil.move("imgs/test.png", written)
     assert not Path(named).exists() or sys.platform == "darwin"
-    assert len(extract_patches.extract(settings(test=[named]), 0)["test"])
+    assert len(extracted(settings(test=[named]), 0)["test"])
     assert existing(Path(named).absolute()).samefile(written)
     for absent in (f"{named}/below", f"{named}.png", "imgs/test.png", "imgs/é\0"):
         assert existing(absent) == Path(absent)
@@ -113,7 +124,7 @@ def test_names_in_the_other_form_of_unicode_are_found(settings, named, written):
 )
 def test_what_the_photograph_does_not_hold_is_refused_by_name(settings, changed, said):
     with pytest.raises(InputError, match=rf"train.*{re.escape(said)}"):
-        extract_patches.extract(settings(**changed), 0)
+        extracted(settings(**changed), 0)
 
 
 def test_collected_photographs_are_scikit_images(tmp_path):
@@ -141,6 +152,49 @@ def test_each_test_patch_knows_its_photograph(settings):
         picture = np.full((48, 48 + 8 * number), grey, dtype=np.uint8)
         picture[0, 0] = 0
         Image.fromarray(picture).save(files[-1])
-    found = extract_patches.extract(settings(test=files, max_patches=20), 0)
+    found = extracted(settings(test=files, max_patches=20), 0)
     np.testing.assert_array_equal(found["test"].max((1, 2)), 10 * (found["test_photographs"] + 1))
     assert len(found["test"]) == 20
+
+
+@pytest.fixture
+def many(settings):
+    """Thirty photographs in ten folders, and settings that name them by a pattern."""
+    draw = np.random.default_rng(1)
+    for number in range(30):
+        file = Path(f"imgs/mine/{number // 3}/{number % 3}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (24, 24), dtype=np.uint8)).save(file)
+    return lambda **changed: settings(**({"train": ["imgs/mine/**/*.png"], "validation": 0.2, "test": 0.1} | changed))
+
+
+def test_shares_of_a_pattern_are_drawn_with_the_seed_whole_folders_at_a_time(many):
+    chosen = many(scenes="folders")
+    first, again, other = (split_photographs(chosen, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert {split: len(files) for split, files in first.items()} == {"train": 21, "validation": 6, "test": 3}
+    every = [f"imgs/mine/{number // 3}/{number % 3}.png" for number in range(30)]
+    assert sorted(file for files in first.values() for file in files) == every
+    folders = [{Path(file).parent for file in files} for files in first.values()]
+    assert sum(map(len, folders)) == len(set.union(*folders)) == 10
+    alone = split_photographs(many(), 0)
+    assert {split: len(files) for split, files in alone.items()} == {"train": 21, "validation": 6, "test": 3}
+    found = extracted(chosen, 0)
+    assert [len(found[split]) for split in SPLITS] == [4 * 21, 4 * 6, 4 * 3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"train": ["imgs/none/*.png"]}, "train: imgs/none/*.png finds no file"),
+        ({"train": ["imgs/mine/0/*.png"], "scenes": "folders"}, "1 scenes in train are too few"),
+        ({"test": ["imgs/mine/0/0.png"]}, "imgs/mine/0/0.png: named twice"),
+        (
+            {"train": ["imgs/mine/0/[1].png"], "validation": ["imgs/mine/1/0.png"], "test": ["imgs/mine/0/0.png"]},
+            "imgs/mine/0/1.png in train, imgs/mine/0/0.png in test",
+        ),
+    ],
+)
+def test_patterns_that_cannot_be_are_refused(many, changed, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        extracted(many(**({"scenes": "folders"} | changed)), 0)

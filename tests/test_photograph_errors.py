@@ -10,7 +10,7 @@ from scipy.stats import t
 from genprior.files import InputError
 from genprior.images import psnr_db
 from pipeline import photographs
-from pipeline.files import write_array
+from pipeline.files import write_csv
 from pipeline.params import Params
 from pipeline.patches import draw_patches
 from stages import restore
@@ -41,7 +41,8 @@ def test_comparison_finds_the_photograph_of_each_patch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     owner = np.repeat([0, 1, 2], [20, 10, 15])
     patches = torch.from_numpy(np.tile(owner[:, None, None], (1, 4, 4)).astype(np.uint8))
-    write_array("data/patches/test_photographs.npy", owner)
+    rows = {"split": ["train", "test", "test", "test"], "photograph": [*"abcd"], "patches": [9, 20, 10, 15]}
+    write_csv("data/patches/photographs.csv", pd.DataFrame(rows))
     x = draw_patches(patches[:, None], 30, 7).squeeze(1).numpy()
     which = np.rint(x[:, 0, 0] * 255).astype(int)
     error = np.array([0.1, 0.2, 0.3])[which][:, None, None]

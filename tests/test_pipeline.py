@@ -99,7 +99,7 @@ def test_params_are_the_blocks_that_the_script_reads(name):
     read &= set(Params.model_fields)
     listed = {param.split(".")[0] for param in STAGES[name]["params"]}
     assert read <= listed
-    assert listed - read <= {"seed", "device", "threads"}
+    assert listed - read <= {"seed", "device", "threads", "shards"}
 
 
 def leaves(values: dict, path: str = "") -> list[str]:

@@ -85,7 +85,8 @@ def write_run(folder: Path, params: Params) -> None:
         write_array(folder / f"data/{name}.npy", draw.random((*shape, *sides), dtype=np.float32))
 
     write_array(folder / "data/patches/test.npy", draw.integers(0, 256, (30, *sides), dtype=np.uint8))
-    write_array(folder / "data/patches/test_photographs.npy", np.arange(30) % 3)
+    rows = {"split": ["test"] * 3, "photograph": [*"abc"], "patches": [10] * 3}
+    write_csv(folder / "data/patches/photographs.csv", pd.DataFrame(rows))
     for name in (*(f"baselines/{name}" for name in [*CLASSICAL, "pca"]), "reconstructions/discriminative"):
         array(name, len(problems), x)
     array("samples/real", 20)

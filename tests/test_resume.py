@@ -111,7 +111,8 @@ def small(checkpoint):
     optimizer, schedule = cosine_adam(layer, 0.1, STEPS)
     for step in resumable(STEPS, "small", checkpoint, [layer, optimizer, schedule], []):
         taken.append(step)
-        descend(layer(torch.rand(2, 3)).sum(), layer, optimizer, schedule)
+        x = torch.rand(2, 3)
+        descend(lambda part, x=x: {"loss": layer(x[part]).sum()}, 2, layer, optimizer, schedule)
     return layer.weight, taken
 
 

@@ -363,7 +363,7 @@ def assert_uniform(ranks, samples=99):
 def calibrate(draw, view, operator, sigma, problems, minimum_effective=0.5, samples=99, thin=3):
     """Simulation-based calibration (Talts et al. 2018): ranks of truths among posterior samples; x drawn, x true."""
     truth, x, energy = simulate(draw, view, operator, sigma, problems)
-    starts = lowest_draws(energy, torch.randn(2048, view.latent_size, generator=draw).to(truth), 4)
+    starts = lowest_draws(energy, torch.randn(2048, view.latent_size, generator=draw).to(energy.y), 4)
     posterior = sample_posterior(energy, find(energy, starts, 40), samples * thin, draw, minimum_effective)
     drawn = energy.draw(posterior.z[:, 0], torch.arange(problems, device=truth.device), draw).flatten(1)
     thinned = posterior.z[:, torch.randperm(samples * thin, generator=draw)[:samples]]

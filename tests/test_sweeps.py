@@ -1,6 +1,7 @@
 """Sweeps as docs/sweeps.md has them, on a small pipeline in the real one's forms, and the table over seeds."""
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -198,3 +199,26 @@ def test_table_refuses_what_it_can_not_compare(capsys, monkeypatch):
         experiments(["nobody"], shown)
     with pytest.raises(InputError, match="a and b: equal parameters, other metrics"):
         seed_table.seed_table({"b": ({"seed": 0}, {"m": 1.0}), "a": ({"seed": 0}, {"m": 2.0})})
+
+
+def test_two_machines_share_a_sweep(tmp_path):
+    """As docs/scale.md has it: two clones, a Git remote, and a directory for the arrays."""
+    first = small_pipeline.begin(tmp_path / "first")
+    first("git", "clone", "-q", "--bare", ".", str(tmp_path / "origin"))
+    first("git", "remote", "add", "origin", str(tmp_path / "origin"))
+    first("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+    first("git", "commit", "-qam", "Name the remote")
+    first("git", "push", "-q", "origin", "main")
+    first("dvc", "push", "-q")
+    first("git", "clone", "-q", str(tmp_path / "origin"), str(tmp_path / "second"))
+    second = small_pipeline.runner(tmp_path / "second")
+    for machine, name, value in ((first, "two", 2), (second, "three", 3)):
+        machine("dvc", "exp", "run", "-q", "-S", f"left.value={value}", "-n", name)
+        machine("dvc", "exp", "push", "-q", "origin", name)
+    first("dvc", "exp", "pull", "-q", "origin", "three")
+    shown = first("dvc", "exp", "show", "--csv", "--no-pager")
+    rows = {row["Experiment"]: row["join.product"] for row in csv.DictReader(io.StringIO(shown))}
+    assert {name: rows[name] for name in ("two", "three")} == {"two": "2.0", "three": "3.0"}
+    first("git", "checkout", "-q", "--", ".")
+    first("dvc", "exp", "apply", "-q", "three")
+    assert (tmp_path / "first/data/left.txt").read_text() == "3"

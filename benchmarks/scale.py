@@ -10,7 +10,6 @@ rows set two ranks of one thread beside one process of two, three times in turn.
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from scipy.ndimage import gaussian_filter
 
+from genprior.files import InputError
 from pipeline.files import markdown, write_text
 from pipeline.ranks import OPTIONS
 from pipeline.run import run
@@ -51,13 +51,15 @@ def write_params(folder: Path, **changed: dict) -> None:
 
 
 def timed(folder: Path, *stage: str, options: str = "") -> tuple[float, float]:
-    """Seconds of a stage, and the peak memory in MiB of its largest process."""
+    """Seconds of a stage, and its peak memory in MiB."""
     environment = {name: value for name, value in os.environ.items() if name != OPTIONS}
     environment |= {"PYTHONPATH": str(ROOT)} | ({OPTIONS: options} if options else {})
-    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    subprocess.run([sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]], cwd=folder, env=environment, check=True)
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child so far: sizes grow
-    return time.perf_counter() - begin, max(before, memory) / 1024
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]], cwd=folder, env=environment)
+    _, code, used = os.wait4(process.pid, 0)
+    if code:
+        raise InputError(f"stages.{stage[0]} failed")
+    return time.perf_counter() - begin, used.ru_maxrss / 1024
 
 
 def growth(most: int, folder: Path) -> list[list[str]]:

@@ -10,6 +10,7 @@ from genprior.energies import Energy, denoising_energy
 from genprior.inversion import fisher_scoring
 from genprior.views import Prior
 
+FROM_ZERO = 10  # steps of Fisher scoring without an encoder
 TOLERANCE = 1e-2  # Fisher scoring ends where a step gains a hundredth of the energy
 
 
@@ -45,8 +46,9 @@ def codes_of(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: 
     encoder.
     """
     energy = denoising_energy(prior, patches, level)
-    start = patches.new_zeros(len(patches), prior.latent_size)
-    if prior.network.encoder is not None:
+    if prior.network.encoder is None:
+        start, steps = patches.new_zeros(len(patches), prior.latent_size), FROM_ZERO
+    else:
         start = prior.own(prior.encode(guide))
     rows = torch.arange(len(patches), device=patches.device)
     return energy, fisher_scoring(energy, start, rows, steps, tolerance=TOLERANCE)[0] if steps else start

@@ -180,7 +180,7 @@ class ByPatches:
         rough = total_variation(x, level) if self.guided and isinstance(self.operator, Identity) else x
         for strip in strips(x, self.shape, self.stride, corner):
             patches, guide = (strip.cut(picture).reshape(-1, 1, *self.shape) for picture in (x, rough))
-            steps = STEPS if level <= NEAR * self.sigma else 0
+            steps = STEPS if level <= max(NEAR * self.sigma, LEAST_LEVEL) else 0
             yield strip, (patches, level, guide, steps) if self.guided else (patches, level)
 
     def __call__(self, x: Tensor, level: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import genprior.files
-from genprior.files import whole_file
+from genprior.files import InputError, whole_file
 from pipeline import ranks
 from pipeline.params import Params
 from pipeline.patches import Patches
@@ -62,8 +62,11 @@ class Checkpoint:
 
     def restore(self, path: Path, parts: list, rows: list[dict]) -> int:
         """Set `parts` and `rows` to what the file holds; returns its number of steps, 0 where it is not of this run."""
-        content = ranks.of_first(path.read_bytes() if path.is_file() else b"")
-        if content[:DIGEST] != self._digest(content[DIGEST:]):
+        if len({*ranks.of_all(self.run.hexdigest())}) > 1:
+            raise InputError("ranks differ in code, data, torch or kind of CPU; the same on all would be right")
+        content = path.read_bytes() if path.is_file() and ranks.rank() == 0 else b""
+        content = ranks.of_first(content if content[:DIGEST] == self._digest(content[DIGEST:]) else b"")
+        if not content:
             return 0
         tensors = safetensors.torch.load(content[DIGEST:])
 

@@ -36,6 +36,14 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
         part.write_bytes(content.getbuffer())
 
 
+def reserve_array(path: Path, shape: tuple[int, ...]) -> None:
+    """A .npy file for a uint8 array that is to be mapped and filled; a full disk is found here, not on the way."""
+    np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # not on a Mac
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def read_array(path: str | Path, mapped: bool = False) -> np.ndarray:
     """Read one .npy array, or map it; InputError names a file that is missing or holds something else."""
     try:

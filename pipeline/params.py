@@ -263,7 +263,8 @@ class Params(Settings):
         if n > MOST_PIXELS:
             yield f"extract_patches.patch_size = {sides} has {n} pixels, not {MOST_PIXELS} at most"
         lists = {split: files for split in SPLITS if isinstance(files := getattr(patches, split), list)}
-        yield from torn_scenes(lists, patches.scenes)
+        if patches.scenes != "folders":
+            yield from torn_scenes(lists, patches.scenes)
         if vae.objective == "chapter" and vae.noise != "fixed":
             yield f"train_vae.noise = '{vae.noise}': train_vae.objective = 'chapter' trains no noise; 'fixed' is right"
         if vae.objective == "chapter" and vae.beta < 1e-6:
@@ -295,7 +296,7 @@ class Params(Settings):
 def torn_scenes(splits: dict[str, list[str]], scenes: list[list[str]] | str) -> Iterator[str]:
     """What is wrong about photographs of one scene that lie in two splits."""
     split_of = {_path(file): split for split, files in splits.items() for file in files}
-    for scene in scenes_of([str(file) for file in split_of], scenes):
+    for scene in scenes_of([str(file) for file in split_of], scenes) if scenes == "folders" else scenes:
         found = {file: split_of[_path(file)] for file in scene if _path(file) in split_of}
         if len(set(found.values())) > 1:
             where = ", ".join(f"{file} in {split}" for file, split in found.items())

@@ -1,6 +1,8 @@
 """Photographs as the pipeline takes them: which there are, in which split, and how each is prepared."""
 
+from collections import Counter
 from glob import glob, has_magic
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +19,24 @@ def split_photographs(settings: ExtractPatches, seed: int) -> dict[str, list[str
 
     InputError where a pattern finds none, where nothing is left to train on, and for one scene in two splits.
     """
-    named = {split: getattr(settings, split) for split in SPLITS}
+    named, scenes = {split: getattr(settings, split) for split in SPLITS}, settings.scenes
+    if scenes != "folders":
+        scenes = [spelt_out("scenes", scene) for scene in scenes]
+        if twice := [file for file, count in Counter(chain(*scenes)).items() if count > 1]:
+            raise InputError(f"extract_patches.scenes: {twice[0]} is in two; make them one")
     found = {split: spelt_out(split, files) for split, files in named.items() if isinstance(files, list)}
     shares = {split: share for split, share in named.items() if split not in found}
     if shares:
-        scenes, count = scenes_of(found["train"], settings.scenes), len(found["train"])
-        order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(scenes)).tolist()
+        together, count = scenes_of(found["train"], scenes), len(found["train"])
+        order = np.random.default_rng([seed, len(SPLITS)]).permutation(len(together)).tolist()
         for split, share in shares.items():
             found[split] = []
             while order and len(found[split]) < share * count:
-                found[split] += scenes[order.pop()]
-        found["train"] = sorted(file for scene in order for file in scenes[scene])
+                found[split] += together[order.pop()]
+        found["train"] = sorted(file for scene in order for file in together[scene])
         if not found["train"] or not all(found[split] for split in shares):
-            raise InputError(f"extract_patches: {len(scenes)} scenes in train are too few for the shares {shares}")
-    for line in torn_scenes(found, settings.scenes):
+            raise InputError(f"extract_patches: {len(together)} scenes in train are too few for the shares {shares}")
+    for line in torn_scenes(found, scenes):
         raise InputError(line)
     return {split: found[split] for split in SPLITS}
 

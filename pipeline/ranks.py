@@ -11,7 +11,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from genprior.files import InputError
@@ -53,7 +54,8 @@ def join(device: str) -> None:
     import torch
 
     if count() > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        backend, forever = "nccl" if device == "cuda" else "gloo", timedelta(days=30)  # tasks differ in length
+        torch.distributed.init_process_group(backend, timeout=forever)
 
 
 def said_once(main: Callable[[], None]) -> None:
@@ -102,9 +104,13 @@ def rows_of_all(rows: "torch.Tensor") -> "torch.Tensor":
 
 @contextmanager
 def _none_lost() -> Iterator[None]:
-    """End quietly where another rank is gone: torchrun ends all, and says which was first."""
+    """End quietly where another rank is gone: torchrun ends all, and `start` says why."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         os._exit(LOST)
 
@@ -114,20 +120,32 @@ def start(options: str) -> None:
     os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's own: what went wrong is said in one line
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it; `set_up` sets what params.yaml says
     from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     here = [] if "nnodes" in options else ["--standalone"]  # two stages at once do not meet
     module = sys.modules["__main__"].__spec__.name
+    wrong = f"{OPTIONS} = {options!r}: torchrun's options would be right, --nproc-per-node=2"
     try:
-        args = torchrun.parse_args([*here, *shlex.split(options), "-m", module, *sys.argv[1:]])
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its usage is many lines
+            args = torchrun.parse_args([*here, *shlex.split(options), "-m", module, *sys.argv[1:]])
     except (SystemExit, ValueError):
-        raise InputError(f"{OPTIONS} = {options!r}: torchrun's options would be right, --nproc-per-node=2") from None
+        raise InputError(wrong) from None
     try:
         torchrun.run(args)
+    except ValueError:
+        raise InputError(wrong) from None
+    except RendezvousError as error:
+        raise InputError(f"{OPTIONS} = {options!r}: ranks did not meet: {' '.join(str(error).split())}") from None
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         killed = [code for code in codes if code < 0]
         if killed and 1 not in codes:
             raise InputError(f"a rank was killed by signal {-killed[0]}, perhaps for want of memory") from None
+        if {*codes} == {LOST}:
+            raise InputError("a rank of another machine is gone; what it said there says why") from None
         sys.exit(next((code for code in codes if code not in (LOST, *killed)), 1))

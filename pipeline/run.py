@@ -40,7 +40,10 @@ def run(main: Callable[[], None], shared: bool = False) -> None:
     with one_line_errors():
         _end_with_dvc()
         if "RANK" in os.environ:
-            return ranks.said_once(main) if shared or os.environ["RANK"] == "0" else None
+            if shared:
+                return ranks.said_once(main)
+            with ranks.apart():
+                return main() if os.environ["RANK"] == "0" else None
         if shared and os.environ.get(ranks.OPTIONS):
             main = partial(ranks.start, os.environ[ranks.OPTIONS])
         before = _dependencies()
@@ -99,8 +102,13 @@ def set_up(params: Params) -> "torch.device":
     if params.device == "cuda" and not found:
         raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
     device = torch.device("cuda" if found else "cpu")
-    if found and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # one for each rank; "cuda" is then that one
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if found and local >= torch.cuda.device_count():
+        raise InputError(
+            f"device = '{params.device}': {torch.cuda.device_count()} GPUs here; as many ranks would be right"
+        )
+    if found and local:
+        torch.cuda.set_device(local)  # one for each rank; "cuda" is then that one
     if params.shards < ranks.count():
         raise InputError(
             f"params.yaml: shards = {params.shards}: fewer than {ranks.count()} ranks; as many would be right"

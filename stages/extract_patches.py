@@ -5,6 +5,7 @@ one at a time, once to count and once to cut; ranks share them.
 """
 
 import hashlib
+import os
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +17,7 @@ import pandas as pd
 from genprior import images
 from genprior.files import InputError, part_of, whole_file
 from pipeline import ranks
-from pipeline.files import write_csv, write_metrics
+from pipeline.files import reserve_array, write_csv, write_metrics
 from pipeline.params import SPLITS, ExtractPatches, load_params
 from pipeline.prepare import prepare, split_photographs
 from pipeline.processes import side_by_side
@@ -90,7 +91,7 @@ def extract(settings: ExtractPatches, seed: int, folder: Path) -> dict[str, dict
         first = ranks.rank() == 0
         with whole_file(path) if first else nullcontext(part_of(path)) as part:
             if first:
-                np.lib.format.open_memmap(part, "w+", np.uint8, (sum(counts), *settings.patch_size))
+                reserve_array(part, (sum(counts), *settings.patch_size))
             ranks.of_all(None)  # it is there
             side_by_side(partial(cut, settings, part, starts, kept), list(kept), 1, split)
         summary[split] = {"photographs": len(kept), "patches": sum(counts)}
@@ -111,6 +112,8 @@ def brightness(path: Path) -> dict[str, float]:
 
 def main() -> None:
     params = load_params("params.yaml")
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        raise InputError("extract_patches: ranks of one machine alone write one file; see docs/scale.md")
     ranks.join("cpu")
     summary = extract(params.extract_patches, params.seed, Path("data/patches"))
     write_metrics("metrics/patches.json", {"patches": summary})

@@ -177,6 +177,9 @@ def test_shares_of_a_pattern_are_drawn_with_the_seed_whole_folders_at_a_time(man
     assert sorted(file for files in first.values() for file in files) == every
     folders = [{Path(file).parent for file in files} for files in first.values()]
     assert sum(map(len, folders)) == len(set.union(*folders)) == 10
+    pairs = split_photographs(many(scenes=[[f"imgs/mine/{n}/*.png", f"imgs/mine/{n + 1}/*.png"] for n in (0, 2, 4)]), 1)
+    split_of = {Path(file).parent.name: split for split, files in pairs.items() for file in files if "mine" in file}
+    assert all(split_of[f"{n}"] == split_of[f"{n + 1}"] for n in (0, 2, 4))
     alone = split_photographs(many(), 0)
     assert {split: len(files) for split, files in alone.items()} == {"train": 21, "validation": 6, "test": 3}
     found = extracted(chosen, 0)
@@ -192,6 +195,10 @@ def test_shares_of_a_pattern_are_drawn_with_the_seed_whole_folders_at_a_time(man
         (
             {"train": ["imgs/mine/0/[1].png"], "validation": ["imgs/mine/1/0.png"], "test": ["imgs/mine/0/0.png"]},
             "imgs/mine/0/1.png in train, imgs/mine/0/0.png in test",
+        ),
+        (
+            {"scenes": [["imgs/mine/0/*.png", "imgs/mine/1/0.png"], ["imgs/mine/1/*.png", "imgs/mine/2/0.png"]]},
+            "imgs/mine/1/0.png is in two",
         ),
     ],
 )

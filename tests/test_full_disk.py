@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from genprior.files import whole_file
 from genprior.images import save_grid
 from genprior.networks import PriorNetwork, save_network
 from pipeline.checkpoints import Checkpoint, resumable
-from pipeline.files import write_array, write_csv, write_metrics
+from pipeline.files import reserve_array, write_array, write_csv, write_metrics
 from pipeline.pictures import curve_figure
 from pipeline.run import run
 from stages.collect_images import collect
@@ -24,7 +25,13 @@ def train(file, params):
         pass
 
 
+def reserve(file, params):
+    with whole_file(file) as part:
+        reserve_array(part, (100_000, 8, 8))
+
+
 WRITERS = {
+    "mapped.npy": reserve,
     "a.npy": lambda file, params: write_array(file, np.zeros(100_000)),
     "a.csv": lambda file, params: write_csv(file, pd.DataFrame({"a": np.arange(50_000)})),
     "a.json": lambda file, params: write_metrics(file, {str(i): i for i in range(20_000)}),

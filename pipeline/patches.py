@@ -8,6 +8,7 @@ from genprior.files import InputError
 from pipeline.files import read_array
 from pipeline.params import MOST_PIXELS
 
+TOGETHER = 2**11  # patches read from one map: the system reads as many kilobytes around each as 16 pages have
 MOST = 2**16  # patches that statistics, and measures of what is held out, are taken of
 
 
@@ -24,9 +25,12 @@ class Patches:
         return self.shape[0]
 
     def __getitem__(self, index: int | slice | Tensor) -> Tensor:
-        index = index.cpu().numpy() if isinstance(index, Tensor) else index
-        found = np.array(np.load(self.path, mmap_mode="r")[index])
-        return torch.from_numpy(found).unsqueeze(-3).to(self.device)
+        if isinstance(index, int):
+            return self[torch.tensor([index])][0]
+        rows = index.cpu().numpy() if isinstance(index, Tensor) else np.arange(*index.indices(len(self)))
+        parts = np.split(rows, range(TOGETHER, len(rows), TOGETHER))
+        found = np.concatenate([np.load(self.path, mmap_mode="r")[part] for part in parts])
+        return torch.from_numpy(found).unsqueeze(1).to(self.device)
 
 
 def load_patches(path: str, device: torch.device | str) -> Patches:

@@ -102,9 +102,9 @@ def extract(settings: ExtractPatches, seed: int, folder: Path) -> dict[str, dict
 
 def brightness(path: Path) -> dict[str, float]:
     """Mean and standard deviation of the grey values of an array of patches, in [0, 1]."""
-    patches, histogram = np.load(path, mmap_mode="r"), np.zeros(256)
-    for first in range(0, len(patches), AT_ONCE):
-        histogram += np.bincount(patches[first : first + AT_ONCE].ravel(), minlength=256)
+    histogram, count = np.zeros(256), len(np.load(path, mmap_mode="r"))
+    for first in range(0, count, AT_ONCE):  # mapped anew each time, as `Patches` are
+        histogram += np.bincount(np.load(path, mmap_mode="r")[first : first + AT_ONCE].ravel(), minlength=256)
     grey, share = np.arange(256) / 255, histogram / histogram.sum()
     mean = share @ grey
     return {"mean": mean, "std": (share @ (grey - mean) ** 2) ** 0.5}

@@ -15,8 +15,9 @@ from genprior.operators import Identity, gaussian_sensing
 from genprior.plan import Plan
 from genprior.views import Prior
 from pipeline import evaluation, vae
+from pipeline.files import write_array
 from pipeline.params import Evaluate, LatentWeights, Network, TrainSVAE
-from pipeline.patches import to_unit
+from pipeline.patches import load_patches, to_unit
 from pipeline.problems import pose, reconstruction_measures
 from stages import train_svae
 
@@ -210,3 +211,11 @@ def test_a_weighed_range_is_its_closed_form(params, patches):
     z = torch.linalg.solve(w.T @ k.T @ k @ w + weight * torch.eye(3), (problem.y - k @ mean) @ k @ w, left=False)
     expected = (mean + z @ w.T - x.flatten(1)).square().mean().item()
     assert rows["range"]["mse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_patches_of_a_file_are_read_as_a_tensor_is(tmp_path, patches):
+    write_array(tmp_path / "a.npy", patches.squeeze(1).numpy())
+    found = load_patches(str(tmp_path / "a.npy"), "cpu")
+    assert found.shape == patches.shape
+    for index in (3, slice(None), slice(7, 500, 3), slice(0, 0), torch.tensor([5, 5, 0])):
+        assert torch.equal(found[index], patches[index])

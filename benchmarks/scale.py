@@ -4,8 +4,8 @@
     python -m benchmarks.scale --status 100000      # also what `dvc status` takes with so many photographs
 
 Photographs are synthetic, 256 × 256 of smooth noise. Each stage runs as it is, in a folder of its own, in one process
-of two threads, with 200 steps of training. Memory is the process's peak, its pages of mapped files included. The last
-rows set two ranks of one thread beside one process of two, three times in turn.
+of two threads, with 100 steps of training. Memory is the process's peak, its pages of mapped files included. The last
+rows set two ranks of one thread beside one process of two, so many times in turn: seconds of whole commands.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def growth(most: int, folder: Path) -> list[list[str]]:
     while count <= most:
         at = folder / str(count)
         write_photographs(at / "imgs/mine", max(20, -(-count * 5 // (4 * OF_ONE))))
-        write_params(at, extract_patches={"max_patches": count}, train_svae={"steps": 200})
+        write_params(at, extract_patches={"max_patches": count}, train_svae={"steps": 100})
         found = [*timed(at, "extract_patches"), *timed(at, "train_svae")]
         rows.append([f"{count:,}", *(f"{number:.0f}" for number in found)])
         print(*rows[-1], flush=True)
@@ -76,17 +76,17 @@ def growth(most: int, folder: Path) -> list[list[str]]:
     return rows
 
 
-def sharing(folder: Path) -> list[list[str]]:
+def sharing(pairs: int, folder: Path) -> list[list[str]]:
     """Seconds of a training and an evaluation, by one process of two threads and by two ranks of one."""
     at, rows = folder / "sharing", []
     write_photographs(at / "imgs/mine", 40)
     few = {"patches": 16, "posterior_patches": 8, "posterior_samples": 50, "mean_samples": 50, "likelihood_patches": 16}
-    changed = {"train_svae": {"steps": 200}, "evaluate": few, "crossover": {"patches": 8}}
+    changed = {"train_svae": {"steps": 150}, "evaluate": few, "crossover": {"patches": 8}}
     write_params(at, **changed)
     timed(at, "extract_patches")
     for stage in ("train_svae", "evaluate svae"):
         ratios = []
-        for _ in range(3):
+        for _ in range(pairs):
             write_params(at, **changed, threads=2)
             one = timed(at, *stage.split())[0]
             write_params(at, **changed, threads=1)
@@ -115,17 +115,18 @@ def status(count: int, folder: Path) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--most", type=int, default=1_000_000)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--status", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = [
             "# Growth",
-            f"Written by `python -m benchmarks.scale --most {args.most} --status {args.status}`, "
+            f"Written by `python -m benchmarks.scale --most {args.most} --pairs {args.pairs} --status {args.status}`, "
             f"on {os.cpu_count()} cores. Seconds, and peak memory in MiB, by number of training patches:",
             markdown(["patches", "extract s", "MiB", "train s", "MiB"], growth(args.most, folder)),
-            "Two ranks of one thread against one process of two: its seconds over theirs, median and range of three:",
-            markdown(["stage", "ratio", "range"], sharing(folder)),
+            "Two ranks of one thread against one process of two: its seconds over theirs, median and range:",
+            markdown(["stage", "ratio", "range"], sharing(args.pairs, folder)),
         ]
         if args.status:
             parts += [

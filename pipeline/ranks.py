@@ -98,7 +98,7 @@ def rows_of_all(rows: "torch.Tensor") -> "torch.Tensor":
 
     found = rows.new_empty(count(), *rows.shape)
     with _none_lost():
-        torch.distributed.all_gather_into_tensor(found.flatten(0, 1), rows)
+        torch.distributed.all_gather(list(found), rows)
     return found.transpose(0, 1).flatten(0, 1)
 
 

@@ -102,13 +102,11 @@ def set_up(params: Params) -> "torch.device":
     if params.device == "cuda" and not found:
         raise InputError("params.yaml: device = 'cuda': torch finds no such device here; 'cpu' is there")
     device = torch.device("cuda" if found else "cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if found and local >= torch.cuda.device_count():
-        raise InputError(
-            f"device = '{params.device}': {torch.cuda.device_count()} GPUs here; as many ranks would be right"
-        )
-    if found and local:
-        torch.cuda.set_device(local)  # one for each rank; "cuda" is then that one
+    if found and "LOCAL_RANK" in os.environ:  # one for each rank; "cuda" is then that one
+        if (local := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            raise InputError(f"device = '{params.device}': {there} GPUs here; as many ranks would be right")
+        torch.cuda.set_device(local)
     if params.shards < ranks.count():
         raise InputError(
             f"params.yaml: shards = {params.shards}: fewer than {ranks.count()} ranks; as many would be right"

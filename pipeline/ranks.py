@@ -65,12 +65,22 @@ def said_once(main: Callable[[], None]) -> None:
     except InputError:
         time.sleep(3 if rank() else 0)
         raise
+    _part()
 
 
 def leave_to_first() -> None:
     """End all ranks but the first: what is left is measured and written once."""
+    _part()
     if rank():
         sys.exit(0)
+
+
+def _part() -> None:
+    """Leave the other ranks: Python may abort where it ends while their connections' threads still run."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def of_all(value: Value) -> list[Value]:

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,34 +35,36 @@ def measure(settings: ExtractPatches, file: str) -> tuple[str, int]:
     )
 
 
-def choose(counts: np.ndarray, settings: ExtractPatches, split: str, seed: int) -> list[np.ndarray]:
-    """Which patches of each photograph are kept, at most `max_patches` of all, drawn with the seed.
+def copies_in(settings: ExtractPatches, split: str) -> int:
+    """How many copies of a patch, mirrored and transposed, a split may hold."""
+    return images.symmetries_of(settings.patch_size) if split == "train" and settings.symmetries else 1
 
-    counts: how many each has, (F,). Training patches have mirrored and transposed copies, numbered on: copy · count +
-    patch.
+
+def kept_of(counts: list[int], most: int) -> np.ndarray:
+    """How many patches of each photograph are kept, at most `most` of all: in proportion to how many it has, (F,)."""
+    ends = np.cumsum([0, *counts])
+    return np.diff(ends * min(most, ends[-1]) // ends[-1])
+
+
+def cut(
+    settings: ExtractPatches, split: str, seed: int, part: Path, places: dict[str, tuple[int, int]], file: str
+) -> None:
+    """Write patches of one photograph, drawn with the seed, where they belong in the array of its split.
+
+    places: where those of each photograph begin and end.
     """
-    copies = images.symmetries_of(settings.patch_size) if split == "train" and settings.symmetries else 1
-    ends = np.cumsum(counts * copies)
-    if ends[-1] <= settings.max_patches:
-        return [np.arange(count * copies) for count in counts]
-    draw = np.random.default_rng([seed, SPLITS.index(split)])
-    kept = np.sort(draw.choice(ends[-1], settings.max_patches, replace=False))
-    bounds = np.searchsorted(kept, [0, *ends])
-    return [kept[low:high] - first for low, high, first in zip(bounds, bounds[1:], [0, *ends], strict=False)]
-
-
-def cut(settings: ExtractPatches, part: Path, starts: dict[str, int], kept: dict[str, np.ndarray], file: str) -> None:
-    """Write the kept patches of one photograph where they belong in the array of its split."""
-    found = np.load(part, mmap_mode="r+")
+    found, (start, end) = np.load(part, mmap_mode="r+"), places[file]
     image, grid = prepare(file, settings), (settings.patch_size, settings.stride)
-    for first in range(0, len(kept[file]), AT_ONCE):
-        chosen = kept[file][first : first + AT_ONCE]
-        copy, patch = np.divmod(chosen, images.count_patches(image, *grid))
+    count = images.count_patches(image, *grid)
+    # Copies are numbered on, copy · count + patch. No two photographs start at one place.
+    draw = np.random.default_rng([seed, SPLITS.index(split), start])
+    kept = np.sort(draw.choice(count * copies_in(settings, split), end - start, replace=False))
+    for first in range(0, len(kept), AT_ONCE):
+        copy, patch = np.divmod(kept[first : first + AT_ONCE], count)
         patches = images.cut_patches(image, *grid, patch)
         for number in np.unique(copy):
             patches[copy == number] = images.symmetry(patches[copy == number], number)
-        begin = starts[file] + first
-        found[begin : begin + len(chosen)] = patches
+        found[start + first : start + first + len(patches)] = patches
 
 
 def extract(settings: ExtractPatches, seed: int, folder: Path) -> dict[str, dict[str, float]]:
@@ -78,23 +81,21 @@ def extract(settings: ExtractPatches, seed: int, folder: Path) -> dict[str, dict
         if digest in seen:
             raise InputError(f"{file}: the same picture as {seen[digest]}; name every photograph once")
         seen[digest] = file
-    chosen = {}
+    places = {}
     for split, files in splits.items():
-        kept = choose(np.array([measured[file][1] for file in files]), settings, split, seed)
-        chosen[split] = dict(zip(files, kept, strict=True))
-        rows += [{"split": split, "photograph": file, "patches": len(own)} for file, own in chosen[split].items()]
-    if sum(map(len, chosen["train"].values())) < 2:
+        kept = kept_of([measured[file][1] * copies_in(settings, split) for file in files], settings.max_patches)
+        places[split] = dict(zip(files, pairwise(np.cumsum([0, *kept]).tolist()), strict=True))
+        rows += [{"split": split, "photograph": file, "patches": n} for file, n in zip(files, kept, strict=True)]
+        summary[split] = {"photographs": len(files), "patches": int(kept.sum())}
+    if summary["train"]["patches"] < 2:
         raise InputError("extract_patches.train gives one patch; a smaller stride or another photograph gives more")
-    for split, kept in chosen.items():
-        path, counts = folder / f"{split}.npy", [len(own) for own in kept.values()]
-        starts = dict(zip(kept, np.cumsum([0, *counts]), strict=False))
-        first = ranks.rank() == 0
+    for split, files in splits.items():
+        path, first = folder / f"{split}.npy", ranks.rank() == 0
         with whole_file(path) if first else nullcontext(part_of(path)) as part:
             if first:
-                reserve_array(part, (sum(counts), *settings.patch_size))
+                reserve_array(part, (summary[split]["patches"], *settings.patch_size))
             ranks.of_all(None)  # it is there
-            side_by_side(partial(cut, settings, part, starts, kept), list(kept), 1, split)
-        summary[split] = {"photographs": len(kept), "patches": sum(counts)}
+            side_by_side(partial(cut, settings, split, seed, part, places[split]), files, 1, split)
     ranks.leave_to_first()
     write_csv(folder / "photographs.csv", pd.DataFrame(rows))
     return {split: values | brightness(folder / f"{split}.npy") for split, values in summary.items()}

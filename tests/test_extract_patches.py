@@ -157,6 +157,15 @@ def test_each_test_patch_knows_its_photograph(settings):
     assert len(found["test"]) == 20
 
 
+@pytest.mark.parametrize("most", [1, 7, 100, 1000, 5000])
+def test_photographs_give_patches_in_proportion_to_how_many_they_have(most):
+    counts = np.random.default_rng(0).integers(1, 100, 40)
+    kept = extract_patches.kept_of(counts.tolist(), most)
+    assert kept.sum() == min(most, counts.sum())
+    assert (kept <= counts).all()
+    assert (np.abs(kept - counts * kept.sum() / counts.sum()) < 1).all()
+
+
 @pytest.fixture
 def many(settings):
     """Thirty photographs in ten folders, and settings that name them by a pattern."""

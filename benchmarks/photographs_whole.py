@@ -4,15 +4,17 @@
     python -m benchmarks.photographs_whole ... --methods mixture svae --every 8              # some, a photograph in 8
     python -m benchmarks.photographs_whole ... --problems blur_1 inpaint_80 --kernels FILE   # other problems
 
-Both priors are trained on 8 × 8 patches of all training photographs, and kept: the mixture of 200 components without
-the patch's mean by at most 30 steps of EM on 200,000 patches, as EPLL's; what else there is as params.yaml says. Every
-method gets the same measurement and the true σ, in a process of one thread, two side by side. Total variation has its
-usual weight for noise, and else that which restores two training photographs best. BM3D is PyPI's `bm3d`, which is no
+Both priors are trained on 8 × 8 patches of all training photographs: the mixture of 200 components without the patch's
+mean by at most 30 steps of EM on 200,000 patches, as EPLL's; what else there is as params.yaml says. The folder --keep
+keeps them, and what each method made of each photograph; a stopped run goes on, unless you remove it. Every method
+gets the same measurement and the true σ, in a process of one thread, two side by side. Total variation has its usual
+weight for noise, and else that which restores two training photographs best. BM3D is PyPI's `bm3d`, which is no
 dependency: its licence allows no commercial use. DnCNN is KAIR's dncnn_25, for σ = 25 alone. Kernels are Levin et al.'s
 (2009), an array each of an .npz file. Blurs keep what lies within the borders, and errors are of that.
 """
 
 import argparse
+import json
 import resource
 import time
 from functools import partial
@@ -159,8 +161,11 @@ def work(
     args: argparse.Namespace, params: Params, weights: dict[str, float], task: tuple[str, str, str]
 ) -> dict[str, float]:
     """PSNR in dB of one photograph, seconds, the process's peak memory in MiB, and the share within 90 % intervals."""
-    set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
     method, problem, file = task
+    kept = args.keep / "rows" / f"{method} {problem} {Path(file).stem}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    set_up(params.model_copy(update={"device": "cpu", "threads": 1}))
     x = photograph(file)
     operator, sigma, y = posed(problem, x, args)
     begin = time.perf_counter()
@@ -170,6 +175,7 @@ def work(
     row = {"psnr": psnr_db(np.square(off).mean()), "seconds": seconds, "memory": memory, "held": np.nan}
     if method == "svae" and problem == MAPPED:
         row["held"] = np.mean(np.abs(off) <= restore.NINE_TENTHS * found.std(restore.SAMPLES).numpy())
+    write_text(kept, json.dumps({name: float(value) for name, value in row.items()}))
     return row
 
 
@@ -222,9 +228,9 @@ def main() -> None:
     files = [str(file) for file in sorted(args.test.glob("[!.]*"))[:: args.every]]
     tasks = [
         (method, problem, file)
-        for method in args.methods
-        for problem in args.problems
         for file in files
+        for problem in args.problems
+        for method in args.methods
         if METHODS[method] is None or problem.startswith(METHODS[method])
     ]
     found = side_by_side(partial(work, args, params, weights), tasks, params.threads, "photographs")

@@ -8,7 +8,7 @@ from genprior.files import InputError
 from pipeline.files import read_array
 from pipeline.params import MOST_PIXELS
 
-TOGETHER = 2**11  # patches read from one map: the system reads as many kilobytes around each as 16 pages have
+TOGETHER = 2**11  # patches read from one map, since the system reads 16 pages around each, and measured at once
 MOST = 2**16  # patches that statistics, and measures of what is held out, are taken of
 
 

@@ -1,6 +1,7 @@
 """What the training stages share: Adam and its schedule, one step, a curve's rows, the fit of a residual model."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -25,8 +26,8 @@ def cosine_adam(network: nn.Module, lr: float, count: int, **options) -> tuple[t
 
 
 def descend(
-    means_of: Callable[[slice], dict[str, Tensor]],
-    size: int,
+    means_of: Callable[..., dict[str, Tensor]],
+    batch: tuple[Tensor, ...],
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule | None = None,
@@ -34,17 +35,18 @@ def descend(
 ) -> dict[str, Tensor]:
     """One training step down a loss: of this network alone, its gradient's norm at most `clip`.
 
-    means_of: the mean "loss" of a part of the batch, which has `size` entries, and means of what else a curve shows.
-    The batch is cut into shards, which ranks share. Gradients are added in the shards' order, whoever computed them.
+    means_of: the mean "loss" of a part of the batch, of each of its tensors, and means of what else a curve shows. The
+    batch is cut into shards, which ranks share. Gradients are added in the shards' order, whoever computed them.
     Returns the means over the batch.
     """
+    size = len(batch[0])
     shards, parameters = min(ranks.SHARDS, size), [own for own in network.parameters() if own.requires_grad]
     if shards < ranks.count():
         raise InputError(f"a batch of {size}: fewer patches than {ranks.count()} ranks; a larger batch_size is right")
     rows = []
     for shard in range(ranks.rank(), shards, ranks.count()):
         part = slice(size * shard // shards, size * (shard + 1) // shards)
-        means = means_of(part)
+        means = means_of(*(tensor[part] for tensor in batch))
         found = torch.autograd.grad(means["loss"], parameters, allow_unused=True)
         numbers = [gradient.flatten() for gradient in found if gradient is not None]
         rows.append(torch.cat([*numbers, *(mean.detach()[None] for mean in means.values())]))
@@ -102,23 +104,22 @@ def fit_residual(
     def normal(count: int) -> Tensor:
         return torch.randn(count, k, generator=generator).to(patches.device)
 
+    def means_of(kl_weight: float, x: Tensor, noise: Tensor, codes: Tensor | None = None) -> dict[str, Tensor]:
+        terms = elbo_terms(prior, encoder, x, noise)
+        loss = (kl_weight * terms["kl"] - terms["log_likelihood"]).mean() / n
+        if codes is not None:
+            loss = loss - settings.code_weight * prior.flow.log_density(codes).mean() / n
+        elbo = (terms["log_likelihood"] - terms["kl"]).mean() / n
+        return {"loss": loss, "elbo": elbo, "kl": terms["kl"].mean()}
+
     state = [fitted, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "residual", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
-        noise, codes = normal(len(x)), None
+        batch = x, normal(len(x))
         if prior.flow is not None and settings.code_weight:
             # G's own codes: of patches by a plain encoder; N(0, I) where z has that law by construction
-            codes = normal(len(x)) if prior.is_variational else prior.encode(x)
-
-        def means_of(part: slice, step=step, x=x, noise=noise, codes=codes) -> dict[str, Tensor]:
-            terms = elbo_terms(prior, encoder, x[part], noise[part])
-            loss = (kl_weight(step, settings) * terms["kl"] - terms["log_likelihood"]).mean() / n
-            if codes is not None:
-                loss = loss - settings.code_weight * prior.flow.log_density(codes[part]).mean() / n
-            elbo = (terms["log_likelihood"] - terms["kl"]).mean() / n
-            return {"loss": loss, "elbo": elbo, "kl": terms["kl"].mean()}
-
-        means = descend(means_of, len(x), fitted, optimizer, schedule)
+            batch += (normal(len(x)) if prior.is_variational else prior.encode(x),)
+        means = descend(partial(means_of, kl_weight(step, settings)), batch, fitted, optimizer, schedule)
         if logged(step, settings.steps):
             rows.append({"step": step + 1, "elbo": means["elbo"].item(), "kl": means["kl"].item()})
             bar.set_postfix(elbo=f"{rows[-1]['elbo']:.3f}")

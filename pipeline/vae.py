@@ -11,7 +11,7 @@ from genprior.networks import PriorNetwork
 from pipeline.checkpoints import Checkpoint, resumable
 from pipeline.losses import elbo_terms, kl_standard_normal
 from pipeline.params import Training
-from pipeline.patches import draw_batch
+from pipeline.patches import TOGETHER, draw_batch
 from pipeline.training import cosine_adam, descend, logged
 
 Terms = dict[str, Tensor]  # of `elbo_terms`
@@ -35,17 +35,16 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     x_validation = draw_batch(validation, 2048, torch.Generator().manual_seed(seed))
 
+    def means_of(x: Tensor, noise: Tensor) -> Terms:
+        terms = elbo_terms(prior, prior.encoder, x, noise)
+        return {"loss": loss_of(terms), **{name: term.mean() for name, term in terms.items()}}
+
     rows = []
     state = [prior, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "VAE", checkpoint, state, rows)):
         x = draw_batch(known, settings.batch_size, generator)
         noise = torch.randn(len(x), k, generator=generator).to(x.device)
-
-        def means_of(part: slice, x=x, noise=noise) -> Terms:
-            terms = elbo_terms(prior, prior.encoder, x[part], noise[part])
-            return {"loss": loss_of(terms), **{name: term.mean() for name, term in terms.items()}}
-
-        means = descend(means_of, len(x), prior, optimizer, schedule)
+        means = descend(means_of, (x, noise), prior, optimizer, schedule)
         if logged(step, settings.steps):
             rows.append({"step": step + 1, **summary("train", means, n)})
             rows[-1] |= summary("validation", measure(prior, x_validation, seed), n)
@@ -57,7 +56,10 @@ def train(
 def measure(prior: PriorNetwork, x: Tensor, seed: int) -> Terms:
     """The ELBO's terms with one latent draw, the same for every call with this seed."""
     generator = torch.Generator().manual_seed(seed)
-    return elbo_terms(prior, prior.encoder, x, torch.randn(len(x), prior.latent_size, generator=generator).to(x.device))
+    noise = torch.randn(len(x), prior.latent_size, generator=generator).to(x.device)
+    parts = zip(x.split(TOGETHER), noise.split(TOGETHER), strict=True)  # which bounds memory
+    terms = [elbo_terms(prior, prior.encoder, *part) for part in parts]
+    return {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
 
 
 def summary(split: str, terms: Terms, n: int) -> dict[str, float]:
@@ -72,12 +74,14 @@ def summary(split: str, terms: Terms, n: int) -> dict[str, float]:
 @torch.no_grad()
 def held_out(prior: PriorNetwork, x: Tensor, seed: int) -> dict[str, float]:
     """The ELBO's terms on patches (N, 1, h, w), the codes in use, and the PSNR of G(E(x))."""
-    mean, log_variance = prior.encoder(x)
+    parts = x.split(TOGETHER)
+    mean, log_variance = map(torch.cat, zip(*(prior.encoder(part) for part in parts), strict=True))
+    errors = [(prior.decode(prior.encode(part)) - part).square().flatten(1).mean(1) for part in parts]
     kl = kl_standard_normal(mean[..., None], log_variance[..., None]).mean(0)  # of each coordinate
     return {
         **summary("test", measure(prior, x, seed), x[0].numel()),
         # A latent unit is active when its posterior mean moves with the patch (Burda et al. 2016, section 5.2).
         "active_units": int((mean.var(0) > 0.01).sum()),
         "used_units": int((kl > 0.1).sum()),
-        "test_psnr_db": psnr_db((prior.decode(prior.encode(x)) - x).square().mean()),
+        "test_psnr_db": psnr_db(torch.cat(errors).mean()),
     }

@@ -37,12 +37,14 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     x_validation = draw_patches(validation, 2048, seed)
 
+    def error_of(x: Tensor) -> dict[str, Tensor]:
+        return {"loss": reconstruction_error(prior, x)}
+
     rows = []
     state = [prior, optimizer, schedule, generator]
     for step in (bar := resumable(settings.steps, "train_ae", checkpoint, state, rows)):
         x = draw_batch(patches, settings.batch_size, generator)
-        error_of = lambda part, x=x: {"loss": reconstruction_error(prior, x[part])}  # noqa: E731
-        loss = descend(error_of, len(x), prior, optimizer, schedule)["loss"]
+        loss = descend(error_of, (x,), prior, optimizer, schedule)["loss"]
         if logged(step, settings.steps):
             with torch.no_grad():
                 error = reconstruction_error(prior, x_validation)

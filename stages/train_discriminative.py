@@ -92,6 +92,10 @@ def train(
     best = deepcopy(network).eval().requires_grad_(False)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
     schedule = ReduceLROnPlateau(optimizer, factor=CUT, patience=settings.patience, threshold=GAIN)
+
+    def error_of(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": (network(y) - x).square().mean()}
+
     state = [network, best, optimizer, schedule, draw]
     for step in (bar := resumable(settings.steps, problem.name, checkpoint, state, rows)):
         if optimizer.param_groups[0]["lr"] < LEAST * settings.lr:
@@ -99,8 +103,7 @@ def train(
         x = draw_batch(patches, settings.batch_size, draw)
         y = problem.operator.A(x).flatten(1)
         y = y + problem.sigma * torch.randn(y.shape, generator=draw).to(y.device)
-        error_of = lambda part, x=x, y=y: {"loss": (network(y[part]) - x[part]).square().mean()}  # noqa: E731
-        descend(error_of, len(x), network, optimizer)
+        descend(error_of, (x, y), network, optimizer)
         if (step + 1) % CHECK == 0 or step == settings.steps - 1:
             with torch.no_grad():
                 error = (network(problem.y.flatten(1)) - truth).square().mean().item()

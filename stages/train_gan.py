@@ -62,6 +62,24 @@ def train(
     def latent(count: int) -> Tensor:
         return torch.randn(count, network.latent_size, generator=draw).to(patches.device)
 
+    def of_discriminator(real: Tensor, fake: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        real, fake = real.requires_grad_(), fake.requires_grad_()
+        real_logits, fake_logits = discriminator(real), discriminator(fake)
+        d_loss, penalty = d_loss_of(real_logits, fake_logits), torch.zeros((), device=real.device)
+        if settings.gradient_penalty and settings.loss == "wasserstein":
+            penalty = lipschitz_penalty(discriminator, real, fake, weight)
+        elif settings.gradient_penalty:
+            penalty = gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, fake)
+        return {"loss": d_loss + settings.gradient_penalty * penalty, "d_loss": d_loss, "penalty": penalty}
+
+    def of_generator(real: Tensor, z: Tensor, direction: Tensor) -> dict[str, Tensor]:
+        fake, bend = generator.decoder(z), torch.zeros((), device=z.device)
+        g_loss = g_loss_of(discriminator(real), discriminator(fake))
+        if settings.curvature:
+            reach = 0.5 * nn.functional.normalize(direction)
+            bend = curvature_penalty(generator.decoder, z, fake, reach)
+        return {"loss": g_loss + settings.curvature * bend, "g_loss": g_loss, "curvature": bend}
+
     rows = []
     state = [generator, discriminator, average, g_optimizer, d_optimizer, g_schedule, d_schedule, draw]
     for step in (bar := resumable(settings.steps, "train_gan", checkpoint, state, rows)):
@@ -72,29 +90,9 @@ def train(
         if settings.spectral_norm:  # one power iteration for all shards
             discriminator.train()(fake[:1])
             discriminator.eval()
-
-        def of_discriminator(part: slice, real=real, fake=fake, weight=weight) -> dict[str, Tensor]:
-            real, fake = real[part].requires_grad_(), fake[part].requires_grad_()
-            real_logits, fake_logits = discriminator(real), discriminator(fake)
-            d_loss, penalty = d_loss_of(real_logits, fake_logits), torch.zeros((), device=real.device)
-            if settings.gradient_penalty and settings.loss == "wasserstein":
-                penalty = lipschitz_penalty(discriminator, real, fake, weight[part])
-            elif settings.gradient_penalty:
-                penalty = gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, fake)
-            return {"loss": d_loss + settings.gradient_penalty * penalty, "d_loss": d_loss, "penalty": penalty}
-
-        row = descend(of_discriminator, len(real), discriminator, d_optimizer, d_schedule, clip=math.inf)
+        row = descend(of_discriminator, (real, fake, weight), discriminator, d_optimizer, d_schedule, clip=math.inf)
         z, direction = latent(len(real)), latent(len(real))
-
-        def of_generator(part: slice, real=real, z=z, direction=direction) -> dict[str, Tensor]:
-            fake, bend = generator.decoder(z[part]), torch.zeros((), device=z.device)
-            g_loss = g_loss_of(discriminator(real[part]), discriminator(fake))
-            if settings.curvature:
-                reach = 0.5 * nn.functional.normalize(direction[part])
-                bend = curvature_penalty(generator.decoder, z[part], fake, reach)
-            return {"loss": g_loss + settings.curvature * bend, "g_loss": g_loss, "curvature": bend}
-
-        row |= descend(of_generator, len(real), generator, g_optimizer, g_schedule, clip=math.inf)
+        row |= descend(of_generator, (real, z, direction), generator, g_optimizer, g_schedule, clip=math.inf)
         average.update_parameters(generator)
         if logged(step, settings.steps, rows=20):
             samples = average.module.sample(len(monitored), torch.Generator().manual_seed(seed), residual=False)

@@ -98,8 +98,8 @@ def test_a_step_goes_down_the_gradient_by_no_more_than_its_clipped_length():
         before = layer.weight.item()
         optimizer = torch.optim.SGD(layer.parameters(), 1.0)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        loss = lambda part, slope=slope, layer=layer: {"loss": slope * layer.weight.sum()}  # noqa: E731
-        descend(loss, 7, layer, optimizer, schedule)
+        loss = lambda x, layer=layer: {"loss": (x * layer.weight.sum()).mean()}  # noqa: E731
+        descend(loss, (torch.full((7,), slope),), layer, optimizer, schedule)
         assert before - layer.weight.item() == pytest.approx(length, rel=1e-5)
 
 
@@ -109,8 +109,8 @@ def test_shards_add_up_to_the_gradient_of_the_whole_batch(size):
     before = layer.weight.detach().clone()
     layer(x).square().mean().backward()
     expected = layer.weight.grad.clone()
-    error_of = lambda part: {"loss": layer(x[part]).square().mean(), "mean": x[part].mean()}  # noqa: E731
-    means = descend(error_of, size, layer, torch.optim.SGD(layer.parameters(), 1.0), clip=math.inf)
+    error_of = lambda x: {"loss": layer(x).square().mean(), "mean": x.mean()}  # noqa: E731
+    means = descend(error_of, (x,), layer, torch.optim.SGD(layer.parameters(), 1.0), clip=math.inf)
     torch.testing.assert_close(before - layer.weight, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(means["mean"], x.mean())
 

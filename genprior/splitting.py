@@ -34,6 +34,7 @@ from torch.nn.functional import pad
 from genprior import denoising
 from genprior.files import InputError, nonnegative, whole_number
 from genprior.grids import Strip, strips
+from genprior.images import estimate_sigma
 from genprior.operators import FourierSampling, Identity, Inpainting
 from genprior.problem import noise_like, refused
 from genprior.streams import generator_of, stream
@@ -88,10 +89,11 @@ class PhotographPosterior:
 
 @dataclass(frozen=True)
 class RestoredImage:
-    """A photograph restored: x (1, 1, H, W), and the noise levels τ of the passes."""
+    """A photograph restored: x (1, 1, H, W), the noise levels τ of the passes, and σ."""
 
     x: Tensor
     levels: list[float]
+    sigma: float
     law: Callable[[], PhotographPosterior] | None
 
     @cached_property
@@ -119,20 +121,23 @@ def restore_image(
     prior: object,
     operator: object,
     y: Tensor,
-    sigma: float,
+    sigma: float | None = None,
     stride: int | None = None,
     seed: int = 0,
     progress: Callable[[int, list[float], Tensor], None] = lambda done, levels, x: None,
 ) -> RestoredImage:
     """Restore a grey photograph x (1, 1, H, W) in [0, 1] from y = A x + e, e ~ N(0, σ² I), A linear.
 
+    sigma: None where y is a photograph, whole or with pixels missing, whose noise is to be estimated.
     prior: one with a residual covariance; a mixture, or what else has `shape`, `denoise(patches, level)` and
     `gaussians(patches, level)`; or a function of photographs (1, 1, H, W) and a level, any denoiser. stride: pixels
     from patch to patch, by default half of the patch's shorter side, of a mixture's a quarter. The grid begins
     elsewhere in each pass, as the seed has it. Beyond its borders the photograph is taken as mirrored. progress: told
     after each pass how many are done, the levels and x.
-    InputError for a sigma that is none or 0, a stride that is none, or an operator without adjoint.
+    InputError for a sigma that is none or 0, or cannot be estimated, a stride that is none, or an operator without
+    adjoint.
     """
+    sigma = estimated(y, operator) if sigma is None else sigma
     if nonnegative("sigma", sigma) == 0:
         raise InputError("sigma = 0: above 0 would be right; 1/1000 for a measurement without noise")
     step = prior if callable(prior) else ByPatches(prior, stride, seed, operator, sigma)
@@ -152,12 +157,22 @@ def restore_image(
         x = conjugate_gradients(normal, ratio * adjoint + z, z)
         progress(done, levels, x)
     if callable(prior):
-        return RestoredImage(x, levels, None)
+        return RestoredImage(x, levels, sigma, None)
     law = cache(partial(step.posterior, y, x, levels[-1]))
     if solved:
         x = law().mean(x)
         progress(len(levels), levels, x)
-    return RestoredImage(x, levels, law)
+    return RestoredImage(x, levels, sigma, law)
+
+
+def estimated(y: Tensor, operator: object) -> float:
+    """σ of white noise on a photograph, or on those pixels of it that a mask shows."""
+    seen = operator.mask if isinstance(operator, Inpainting) else torch.ones(y.shape[2:], dtype=torch.bool)
+    picture = operator.A_adjoint(y) if isinstance(operator, Inpainting | Identity) else None
+    sigma = None if picture is None else estimate_sigma(picture[0, 0].cpu().numpy(), seen.cpu().numpy())
+    if sigma is None:
+        raise InputError("sigma = None: y does not tell its noise; its standard deviation would be right")
+    return max(sigma, LEAST_LEVEL)
 
 
 class ByPatches:

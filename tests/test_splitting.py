@@ -13,7 +13,7 @@ from genprior.denoising import gaussians
 from genprior.files import InputError
 from genprior.mixture import GaussianMixture, load_mixture, save_mixture
 from genprior.networks import PriorNetwork
-from genprior.operators import Convolution, FourierSampling, Identity, Inpainting
+from genprior.operators import Convolution, Downsampling, FourierSampling, Identity, Inpainting
 from genprior.splitting import ByPatches, conjugate_gradients, restore_image, smooth_guess, total_variation
 from genprior.streams import stream
 from genprior.views import Prior
@@ -231,11 +231,22 @@ def test_any_denoiser_is_taken(learned):
         found.std()
 
 
+@pytest.mark.parametrize("scratched", [False, True])
+def test_noise_of_unknown_size_is_estimated(scratched):
+    x, mask = torch.full((1, 1, 100, 120), 0.5), torch.ones(100, 120, dtype=torch.bool)
+    mask[30:60, 10:] = not scratched
+    operator = Inpainting(mask) if scratched else Identity()
+    y = genprior.measure(operator, x, 0.05, seed=1)
+    denoiser = lambda z, level: z.mean().expand_as(z)  # noqa: E731
+    assert restore_image(denoiser, operator, y).sigma == pytest.approx(0.05, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"sigma": 0.0}, "sigma = 0: above 0"),
         ({"sigma": float("nan")}, "sigma = nan"),
+        ({"sigma": None, "y": waves()[:, :, ::2, ::2], "operator": Downsampling(2)}, "sigma = None: y does not tell"),
         ({"stride": 9}, "stride = 9: a whole number from 1 to 8"),
         ({"operator": torch.nn.Identity()}, "no A_adjoint"),
     ],

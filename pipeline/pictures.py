@@ -1,5 +1,6 @@
 """Figures for people: grids of samples, training curves, reconstructions beside truth and measurement."""
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
+from PIL import Image
 
 from genprior.files import whole_file
 from genprior.images import tile
@@ -20,9 +22,13 @@ matplotlib.rc("legend", frameon=False)
 
 
 def save_figure(path: str | Path, figure: Figure) -> None:
-    """Write a matplotlib figure as PNG, with nothing in it that changes from run to run."""
-    with whole_file(path) as part:
-        figure.savefig(part, metadata={"Software": None}, bbox_inches="tight")
+    """Write a matplotlib figure as PNG, grey where it is, with nothing in it that changes from run to run."""
+    content = io.BytesIO()
+    figure.savefig(content, bbox_inches="tight")
+    with Image.open(content) as drawn, whole_file(path) as part:
+        colours, grey = drawn.convert("RGB"), drawn.convert("L")
+        picture = grey if grey.convert("RGB").tobytes() == colours.tobytes() else colours
+        picture.save(part, "PNG", optimize=True)
 
 
 def panel_figure(path: str | Path, panels: dict[str, np.ndarray], across: int) -> None:

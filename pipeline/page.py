@@ -31,6 +31,7 @@ from pipeline.tables import (
     with_prior,
 )
 
+HERE = Path(__file__).parent
 KINDS = {"range": "confined", "relaxed": "residual", "mean": "residual", "none": "classical"}  # by constraint
 FLOOR = NAMES["floor"]
 LASSO = NAMES["lasso_dct"]
@@ -38,16 +39,22 @@ LIKELIHOOD = ["log_likelihood", "standard_error", "monte_carlo_error", "effectiv
 
 
 def render(
-    template: str, table: pd.DataFrame, params: Params, folder: Path, paired: dict, photographs: dict[str, list]
+    template: str,
+    table: pd.DataFrame,
+    params: Params,
+    folder: Path,
+    paired: dict,
+    photographs: dict[str, list],
+    live: str,
 ) -> str:
     """A template of this folder, page.html.j2 or index.md.j2, filled with numbers and the pictures in `folder`.
 
     paired: what `pipeline.photographs.comparison` says; photographs: by problem a measured and a restored one, uint8
-    (H, W).
+    (H, W); live: what `stages.live` writes.
     """
     problems, counts = list(params.problems), params.crossover.measurements
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(HERE),
         autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
@@ -65,6 +72,8 @@ def render(
         pictures=sorted(file.stem for file in folder.glob("[!.]*.png")),
         picture=lambda name: picture((folder / f"{name}.png").read_bytes()),
         statements=statements(table, params),
+        live=live,
+        scripts="".join((HERE / name).read_text(encoding="utf-8") for name in ("live.js", "widgets.js")),
         tables=tables(table, problems, counts) | whole(table, params) | {"paired": paired},
         photographs={name: [grey(image) for image in pair] for name, pair in photographs.items()},
         rankings={

@@ -125,8 +125,9 @@ def main() -> None:
     draw_errors(table, x, params)
     write_csv(TARGET / "table.csv", table)
     paired, compared = comparison(x, estimates, problems, params.seed), draw_photographs(table, params)
+    live = Path("data/live.json").read_text(encoding="utf-8")
     for file, template in ((TARGET / "README.md", "index.md.j2"), ("data/report.html", "page.html.j2")):
-        write_text(file, page.render(template, table, params, TARGET, paired, compared))
+        write_text(file, page.render(template, table, params, TARGET, paired, compared, live))
 
 
 if __name__ == "__main__":

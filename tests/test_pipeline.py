@@ -54,14 +54,17 @@ TRAININGS = {f"train_{prior}" for prior in PRIORS}
         ("pipeline/pictures.py", {"report"}),
         ("pipeline/classical.py", {"baselines", "restore", "report"}),
         ("pipeline/measures.py", {"sample", "report"}),
-        ("genprior/sampling.py", EVALUATIONS | {"report"}),
+        ("genprior/sampling.py", EVALUATIONS | {"live", "report"}),
         ("genprior/splitting.py", {"restore", "report"}),
-        ("pipeline/training.py", TRAININGS | EVALUATIONS | {"train_discriminative", "sample", "restore", "report"}),
+        (
+            "pipeline/training.py",
+            TRAININGS | EVALUATIONS | {"train_discriminative", "sample", "restore", "live", "report"},
+        ),
         (
             "pipeline/losses.py",
-            TRAININGS | EVALUATIONS | {"train_discriminative", "sample", "restore", "report", "chapter"},
+            TRAININGS | EVALUATIONS | {"train_discriminative", "sample", "restore", "live", "report", "chapter"},
         ),
-        ("stages/train_gan.py", {"train_gan", "evaluate@gan", "sample", "restore", "report"}),
+        ("stages/train_gan.py", {"train_gan", "evaluate@gan", "sample", "restore", "live", "report"}),
         ("imgs/mine/a.png", set(runs()) - {"collect_images"}),
     ],
 )

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from functools import reduce
 from html.parser import HTMLParser
 from itertools import product
@@ -14,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import PARAMS, ROOT, tiny
 from PIL import Image
 
+from genprior.networks import PriorNetwork
 from pipeline import page, tables
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.params import PRIORS as NAMES
 from pipeline.params import Params
 from pipeline.run import run
 from pipeline.statements import STATEMENTS
-from stages import report
+from stages import live, report
 
 SUFFIXES = {"range": "", "relaxed": ", relaxed", "mean": ", posterior mean"}
 RESTORED = ["mse", "psnr_db", "relative_error", "residual_over_sigma"]
@@ -108,6 +111,10 @@ def write_run(folder: Path, params: Params) -> None:
     curves["vae_collapse"] = {"sigma": [0.03, 0.3, 3.0], **columns}
     for name, columns in curves.items():
         write_csv(folder / f"data/curves/{name}.csv", pd.DataFrame(columns))
+    network = PriorNetwork(sides, params.network.latent_size, [4], "silu", "dct", "variational", flow=True)
+    packed = live.packed(network, torch.rand(9, 1, *sides))
+    text = {"patches": [[128] * 128] * 9, "priors": dict.fromkeys(NAMES, packed)}
+    (folder / "data/live.json").write_text(json.dumps(text))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +173,20 @@ def text(ran):
 @pytest.fixture(scope="module")
 def read(text):
     return Reader(text)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not there")
+def test_the_widgets_live_in_a_browser_without_a_complaint_or_a_request(ran, tmp_path):
+    quiet = ("gpu", "quic", "background-networking", "component-update", "sync")
+    options = ["--headless", "--no-sandbox", f"--user-data-dir={tmp_path}", *(f"--disable-{name}" for name in quiet)]
+    asked = ["--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", (ran / "data/report.html").as_uri()]
+    done = subprocess.run(["chromium", *options, *asked], text=True, capture_output=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    assert re.search(r'<p class="live-failed" hidden', done.stdout)
+    for name in ("codes", "inverse", "elbo", "gan"):
+        assert f'<div class="live" id="try-{name}">' in done.stdout
+    assert "spread 0." in done.stdout or "spread 1." in done.stdout
+    assert not re.search(r'(src|href)="(?!data:|#|https://)', done.stdout)
 
 
 def test_psnr_is_that_of_the_metrics_and_the_best_is_marked(ran, read):

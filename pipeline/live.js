@@ -8,10 +8,12 @@ const live = (() => {
   // The normal distribution function, to 1e-7. Abramowitz & Stegun, 26.2.17
   const area = (x) => {
     const t = 1 / (1 + 0.2316419 * Math.abs(x));
-    const tail = bell(x) * t * (0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))));
+    const tail =
+      bell(x) * t * (0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))));
     return x > 0 ? 1 - tail : tail;
   };
-  const ACTIVATIONS = { // value and slope
+  const ACTIVATIONS = {
+    // value and slope
     relu: [(x) => Math.max(x, 0), (x) => Number(x > 0)],
     leaky_relu: [(x) => (x > 0 ? x : 0.01 * x), (x) => (x > 0 ? 1 : 0.01)],
     elu: [(x) => (x > 0 ? x : Math.expm1(x)), (x) => (x > 0 ? 1 : Math.exp(x))],
@@ -38,7 +40,11 @@ const live = (() => {
 
   // The sum of a[from + k] b[at + k] over k < n, four sums side by side
   function inner(a, from, b, at, n) {
-    let s0 = 0, s1 = 0, s2 = 0, s3 = 0, k = 0;
+    let s0 = 0,
+      s1 = 0,
+      s2 = 0,
+      s3 = 0,
+      k = 0;
     for (; k + 3 < n; k += 4) {
       s0 += a[from + k] * b[at + k];
       s1 += a[from + k + 1] * b[at + k + 1];
@@ -67,7 +73,8 @@ const live = (() => {
 
   // Layers {weight, bias} with the activation between them; `before` is what the activations saw.
   function forward(layers, x, [value]) {
-    const inputs = [], before = [];
+    const inputs = [],
+      before = [];
     layers.forEach(({ weight, bias }, i) => {
       inputs.push(x);
       x = product(weight, x, bias);
@@ -91,9 +98,11 @@ const live = (() => {
 
   // A prior as pipeline/live.py packs it: float32 numbers, then whole numbers of a byte, one step size for each row.
   function unpack(header, buffer) {
-    const floats = new Float32Array(buffer, 0, header.floats), whole = new Int8Array(buffer, 4 * header.floats);
+    const floats = new Float32Array(buffer, 0, header.floats),
+      whole = new Int8Array(buffer, 4 * header.floats);
     const tensors = {};
-    let at = 0, from = 0;
+    let at = 0,
+      from = 0;
     for (const [name, rows, cols] of header.tensors) {
       const steps = floats.subarray(at, (at += rows));
       if (cols === 0) tensors[name] = steps;
@@ -110,10 +119,20 @@ const live = (() => {
     };
     const [height, width] = header.shape;
     const cosine = (side, i, j) => Math.sqrt((j ? 2 : 1) / side) * Math.cos((Math.PI * (2 * i + 1) * j) / (2 * side));
-    const axes = (entry) => [height, width].map((side) => Float64Array.from({ length: side * side }, (_, i) => entry(side, Math.floor(i / side), i % side)));
+    const axes = (entry) =>
+      [height, width].map((side) =>
+        Float64Array.from({ length: side * side }, (_, i) => entry(side, Math.floor(i / side), i % side)),
+      );
     return {
-      ...header, height, width, n: height * width, activation: ACTIVATIONS[header.activation], tensors,
-      dct: axes(cosine), back: axes((side, i, j) => cosine(side, j, i)), squared: axes((...at) => cosine(...at) ** 2),
+      ...header,
+      height,
+      width,
+      n: height * width,
+      activation: ACTIVATIONS[header.activation],
+      tensors,
+      dct: axes(cosine),
+      back: axes((side, i, j) => cosine(side, j, i)),
+      squared: axes((...at) => cosine(...at) ** 2),
       body: [...layers("decoder.body."), ...layers("decoder.mean.")],
       logVariance: layers("decoder.log_variance."),
       logScale: layers("decoder.log_scale."),
@@ -123,7 +142,8 @@ const live = (() => {
 
   // A c Bᵀ of a matrix c of the patch's shape, for the matrices [A, B] of its axes
   function separable({ height, width }, [A, B], c) {
-    const rows = new Float64Array(height * width), found = new Float64Array(height * width);
+    const rows = new Float64Array(height * width),
+      found = new Float64Array(height * width);
     for (let i = 0; i < height; i++) {
       for (let k = 0; k < height; k++) {
         const factor = A[i * height + k];
@@ -146,15 +166,22 @@ const live = (() => {
   function decoded(prior, t) {
     const { tensors, body, activation } = prior;
     const code = product(tensors.code_factor, t, tensors.code_mean);
-    const kept = forward(body, code, activation), linear = product(tensors["decoder.linear.weight"], code);
-    const scale = tensors["decoder.coefficients.scale"], mean = tensors["decoder.coefficients.mean"];
-    const image = separable(prior, prior.dct, kept.out.map((value, i) => mean[i] + scale[i] * (value + linear[i])));
+    const kept = forward(body, code, activation),
+      linear = product(tensors["decoder.linear.weight"], code);
+    const scale = tensors["decoder.coefficients.scale"],
+      mean = tensors["decoder.coefficients.mean"];
+    const image = separable(
+      prior,
+      prior.dct,
+      kept.out.map((value, i) => mean[i] + scale[i] * (value + linear[i])),
+    );
     return { image, code, kept };
   }
 
   // Jᵀ g of G at what `decoded` found
   function pulled(prior, { kept }, g) {
-    const { tensors, body, activation } = prior, scale = tensors["decoder.coefficients.scale"];
+    const { tensors, body, activation } = prior,
+      scale = tensors["decoder.coefficients.scale"];
     const inner = separable(prior, prior.back, g).map((value, i) => scale[i] * value);
     const code = added(backward(body, kept, inner, activation), transposed(tensors["decoder.linear.weight"], inner));
     return transposed(tensors.code_factor, code);
@@ -162,10 +189,15 @@ const live = (() => {
 
   // T(z): the code of G at which images lie, of a standard normal z. Dinh et al. 2017, section 3
   function transport(prior, z) {
-    const k = z.length, digits = Math.max(1, Math.min(3, Math.ceil(Math.log2(k))));
+    const k = z.length,
+      digits = Math.max(1, Math.min(3, Math.ceil(Math.log2(k))));
     prior.flow.forEach((layers, layer) => {
       const seen = z.map((_, i) => Number(((i >> (Math.floor(layer / 2) % digits)) & 1) === layer % 2));
-      const { out } = forward(layers, z.map((value, i) => value * seen[i]), ACTIVATIONS.silu);
+      const { out } = forward(
+        layers,
+        z.map((value, i) => value * seen[i]),
+        ACTIVATIONS.silu,
+      );
       z = z.map((value, i) => (seen[i] ? value : value * Math.exp(2 * Math.tanh(out[k + i] / 2)) + out[i]));
     });
     return z;
@@ -173,23 +205,44 @@ const live = (() => {
 
   // N(G(t), D U diag(v) Uᵀ D) of a code t of G's own: the image G(t), √v and d, which is 1 where there are no scales
   function law(prior, t) {
-    const { tensors, n, logVariance, logScale, activation } = prior, { image, code } = decoded(prior, t);
+    const { tensors, n, logVariance, logScale, activation } = prior,
+      { image, code } = decoded(prior, t);
     const scale = tensors["decoder.coefficients.scale"];
-    const root = forward(logVariance, code, activation).out.map((raw, i) => scale[i] * Math.exp(0.5 * (-7 + 9 * sigmoid(raw))));
+    const root = forward(logVariance, code, activation).out.map(
+      (raw, i) => scale[i] * Math.exp(0.5 * (-7 + 9 * sigmoid(raw))),
+    );
     let d = new Float64Array(n).fill(1);
     if (logScale.length) {
-      d = transposed(tensors["decoder.fields"], forward(logScale, code, activation).out.map((raw) => Math.exp(3 * Math.tanh(raw / 3))));
+      d = transposed(
+        tensors["decoder.fields"],
+        forward(logScale, code, activation).out.map((raw) => Math.exp(3 * Math.tanh(raw / 3))),
+      );
     }
     return { image, root, d };
   }
 
   // D U (√v ⊙ c), and its transpose
-  const spread = (prior, { root, d }, c) => separable(prior, prior.dct, c.map((value, i) => root[i] * value)).map((value, i) => d[i] * value);
-  const gathered = (prior, { root, d }, x) => separable(prior, prior.back, x.map((value, i) => d[i] * value)).map((value, i) => root[i] * value);
+  const spread = (prior, { root, d }, c) =>
+    separable(
+      prior,
+      prior.dct,
+      c.map((value, i) => root[i] * value),
+    ).map((value, i) => d[i] * value);
+  const gathered = (prior, { root, d }, x) =>
+    separable(
+      prior,
+      prior.back,
+      x.map((value, i) => d[i] * value),
+    ).map((value, i) => root[i] * value);
 
   // One draw of that law, and the standard deviation of each of its pixels
   const drawn = (prior, at, draw) => added(at.image, spread(prior, at, draw.normals(prior.n)));
-  const deviation = (prior, { root, d }) => separable(prior, prior.squared, root.map((value) => value * value)).map((value, i) => d[i] * Math.sqrt(value));
+  const deviation = (prior, { root, d }) =>
+    separable(
+      prior,
+      prior.squared,
+      root.map((value) => value * value),
+    ).map((value, i) => d[i] * Math.sqrt(value));
 
   // S = L Lᵀ, in place of a symmetric S's lower triangle
   function cholesky({ rows, data }) {
@@ -206,7 +259,8 @@ const live = (() => {
     const x = Float64Array.from(b);
     for (let step = 0; step < rows; step++) {
       const i = back ? rows - 1 - step : step;
-      for (let k = back ? i + 1 : 0; k < (back ? rows : i); k++) x[i] -= (back ? data[k * rows + i] : data[i * rows + k]) * x[k];
+      for (let k = back ? i + 1 : 0; k < (back ? rows : i); k++)
+        x[i] -= (back ? data[k * rows + i] : data[i * rows + k]) * x[k];
       x[i] /= data[i * rows + i];
     }
     return x;
@@ -214,7 +268,9 @@ const live = (() => {
 
   // Half of (y - K G)ᵀ S⁻¹ (y - K G) + log det 2π S + |z|², S = σ² I + K Σ(z) Kᵀ, at z ~ N(0, I). problem: {K, y, sigma}
   function posed(prior, { K, y, sigma }, z) {
-    const at = law(prior, transport(prior, z)), m = K.rows, n = prior.n;
+    const at = law(prior, transport(prior, z)),
+      m = K.rows,
+      n = prior.n;
     const B = { rows: m, cols: n, data: new Float64Array(m * n) }; // K D U √v
     for (let i = 0; i < m; i++) B.data.set(gathered(prior, at, K.data.subarray(i * n, (i + 1) * n)), i * n);
     const L = { rows: m, cols: m, data: new Float64Array(m * m) };
@@ -231,12 +287,16 @@ const live = (() => {
   }
 
   // E[x | y, z] at what `posed` found
-  const expected = (prior, { at, B, L, white }) => added(at.image, spread(prior, at, transposed(B, solved(L, white, true))));
+  const expected = (prior, { at, B, L, white }) =>
+    added(at.image, spread(prior, at, transposed(B, solved(L, white, true))));
 
   // That and the variance of each pixel given y and z
   function given(prior, posed) {
-    const { at, B, L } = posed, mean = expected(prior, posed);
-    const variance = deviation(prior, at).map((value) => value * value), m = B.rows, n = B.cols;
+    const { at, B, L } = posed,
+      mean = expected(prior, posed);
+    const variance = deviation(prior, at).map((value) => value * value),
+      m = B.rows,
+      n = B.cols;
     const W = Float64Array.from(B.data); // L⁻¹ B
     for (let i = 0; i < m; i++) {
       const own = W.subarray(i * n, (i + 1) * n);
@@ -253,16 +313,21 @@ const live = (() => {
   // The chapter's reconstruction, argmin |K G(z) - y|² + λ |z|², one gradient step after another
   function* descent(prior, { K, y }, weight, start, steps = 300) {
     const at = (z) => {
-      const found = decoded(prior, z), residual = added(product(K, found.image), y, -1);
+      const found = decoded(prior, z),
+        residual = added(product(K, found.image), y, -1);
       return { z, found, residual, value: dot(residual, residual) + weight * dot(z, z) };
     };
-    let now = at(start), length = 0.01;
+    let now = at(start),
+      length = 0.01;
     for (let step = 0; step < steps; step++) {
       yield { z: now.z, image: now.found.image, value: now.value, step };
-      const gradient = added(pulled(prior, now.found, transposed(K, now.residual)), now.z, weight).map((value) => 2 * value);
+      const gradient = added(pulled(prior, now.found, transposed(K, now.residual)), now.z, weight).map(
+        (value) => 2 * value,
+      );
       const square = dot(gradient, gradient);
       let next = at(added(now.z, gradient, -length));
-      while (!(next.value <= now.value - 0.5 * length * square) && length > 1e-9) next = at(added(now.z, gradient, -(length /= 2)));
+      while (!(next.value <= now.value - 0.5 * length * square) && length > 1e-9)
+        next = at(added(now.z, gradient, -(length /= 2)));
       if (!(next.value < now.value * (1 - 1e-6))) return;
       now = next;
       length *= 2;
@@ -280,13 +345,27 @@ const live = (() => {
       yield { mean: expected(prior, now), std: null, z: now.z, count: 0 };
     }
     const without = ({ energy, z }) => energy - 0.5 * dot(z, z);
-    const found = { count: 0, mean: new Float64Array(prior.n), square: new Float64Array(prior.n), variance: new Float64Array(prior.n) };
+    const found = {
+      count: 0,
+      mean: new Float64Array(prior.n),
+      square: new Float64Array(prior.n),
+      variance: new Float64Array(prior.n),
+    };
     for (let step = 0; ; step++) {
-      const nu = draw.normals(prior.k), level = without(now) - Math.log(1 - draw.uniform());
-      let angle = 2 * Math.PI * draw.uniform(), low = angle - 2 * Math.PI, high = angle, next = null;
+      const nu = draw.normals(prior.k),
+        level = without(now) - Math.log(1 - draw.uniform());
+      let angle = 2 * Math.PI * draw.uniform(),
+        low = angle - 2 * Math.PI,
+        high = angle,
+        next = null;
       for (;;) {
-        const cosine = Math.cos(angle), sine = Math.sin(angle);
-        next = posed(prior, problem, now.z.map((value, i) => value * cosine + nu[i] * sine));
+        const cosine = Math.cos(angle),
+          sine = Math.sin(angle);
+        next = posed(
+          prior,
+          problem,
+          now.z.map((value, i) => value * cosine + nu[i] * sine),
+        );
         if (without(next) <= level) break;
         if (angle < 0) low = angle;
         else high = angle;
@@ -304,34 +383,56 @@ const live = (() => {
           found.variance[i] += own.variance[i];
         });
       }
-      yield { ...(found.count ? averaged(found) : { mean: own.mean, std: own.variance.map(Math.sqrt) }), z: now.z, count: found.count };
+      yield {
+        ...(found.count ? averaged(found) : { mean: own.mean, std: own.variance.map(Math.sqrt) }),
+        z: now.z,
+        count: found.count,
+      };
     }
   }
 
   function averaged({ count, mean, square, variance }) {
     const average = mean.map((value) => value / count);
-    return { mean: average, std: variance.map((value, i) => Math.sqrt(Math.max(value / count + square[i] / count - average[i] ** 2, 0))) };
+    return {
+      mean: average,
+      std: variance.map((value, i) => Math.sqrt(Math.max(value / count + square[i] / count - average[i] ** 2, 0))),
+    };
   }
 
   // The GAN of one dimension that the chapter plays: two networks 1 - 16 - 1 and Adam, lr 0.01, target N(1.5, 0.2²)
   function game(draw, saturating = false, batch = 64) {
-    const network = () => [[16, 1], [1, 16]].map(([rows, cols]) => {
-      const bound = 1 / Math.sqrt(cols), uniform = (count) => Float64Array.from({ length: count }, () => bound * (2 * draw.uniform() - 1));
-      return { weight: { rows, cols, data: uniform(rows * cols) }, bias: uniform(rows) };
-    });
-    const G = network(), D = network(), of = (net, x) => forward(net, [x], ACTIVATIONS.relu);
+    const network = () =>
+      [
+        [16, 1],
+        [1, 16],
+      ].map(([rows, cols]) => {
+        const bound = 1 / Math.sqrt(cols),
+          uniform = (count) => Float64Array.from({ length: count }, () => bound * (2 * draw.uniform() - 1));
+        return { weight: { rows, cols, data: uniform(rows * cols) }, bias: uniform(rows) };
+      });
+    const G = network(),
+      D = network(),
+      of = (net, x) => forward(net, [x], ACTIVATIONS.relu);
     const moments = new Map();
     let time = 0;
 
     // Add the gradients of the sum over x of f(net(x)), whose slopes are given, and return those at the inputs
-    const gradients = (net, kept, slopes, total) => kept.map((one, i) => backward(net, one, [slopes[i]], ACTIVATIONS.relu, (layer, gradient) => {
-      const { cols } = net[layer].weight;
-      gradient.forEach((value, row) => {
-        total[layer].bias[row] += value;
-        for (let j = 0; j < cols; j++) total[layer].weight[row * cols + j] += value * one.inputs[layer][j];
-      });
-    })[0]);
-    const zero = (net) => net.map(({ weight, bias }) => ({ weight: new Float64Array(weight.data.length), bias: new Float64Array(bias.length) }));
+    const gradients = (net, kept, slopes, total) =>
+      kept.map(
+        (one, i) =>
+          backward(net, one, [slopes[i]], ACTIVATIONS.relu, (layer, gradient) => {
+            const { cols } = net[layer].weight;
+            gradient.forEach((value, row) => {
+              total[layer].bias[row] += value;
+              for (let j = 0; j < cols; j++) total[layer].weight[row * cols + j] += value * one.inputs[layer][j];
+            });
+          })[0],
+      );
+    const zero = (net) =>
+      net.map(({ weight, bias }) => ({
+        weight: new Float64Array(weight.data.length),
+        bias: new Float64Array(bias.length),
+      }));
     const adam = (values, gradient) => {
       if (!moments.has(values)) moments.set(values, [new Float64Array(values.length), new Float64Array(values.length)]);
       const [first, second] = moments.get(values);
@@ -341,14 +442,17 @@ const live = (() => {
         values[i] -= (0.01 * first[i]) / (1 - 0.9 ** time) / (Math.sqrt(second[i] / (1 - 0.999 ** time)) + 1e-8);
       });
     };
-    const move = (net, total) => net.forEach(({ weight, bias }, i) => {
-      adam(weight.data, total[i].weight);
-      adam(bias, total[i].bias);
-    });
+    const move = (net, total) =>
+      net.forEach(({ weight, bias }, i) => {
+        adam(weight.data, total[i].weight);
+        adam(bias, total[i].bias);
+      });
 
     // Losses of a batch and their gradients in the networks' weights, from real samples and codes
     function losses(real, codes, ofGenerator) {
-      const made = Array.from(codes, (z) => of(G, z)), total = zero(ofGenerator ? G : D), share = 1 / codes.length;
+      const made = Array.from(codes, (z) => of(G, z)),
+        total = zero(ofGenerator ? G : D),
+        share = 1 / codes.length;
       const fake = made.map(({ out }) => of(D, out[0]));
       if (ofGenerator) {
         const loss = fake.map(({ out: [a] }) => (saturating ? -softplus(a) : softplus(-a)));
@@ -357,15 +461,31 @@ const live = (() => {
         return { loss: share * loss.reduce((a, b) => a + b), total };
       }
       const seen = Array.from(real, (x) => of(D, x));
-      gradients(D, seen, seen.map(({ out: [a] }) => -share * sigmoid(-a)), total);
-      gradients(D, fake, fake.map(({ out: [a] }) => share * sigmoid(a)), total);
-      const loss = seen.reduce((sum, { out: [a] }) => sum + softplus(-a), 0) + fake.reduce((sum, { out: [a] }) => sum + softplus(a), 0);
+      gradients(
+        D,
+        seen,
+        seen.map(({ out: [a] }) => -share * sigmoid(-a)),
+        total,
+      );
+      gradients(
+        D,
+        fake,
+        fake.map(({ out: [a] }) => share * sigmoid(a)),
+        total,
+      );
+      const loss =
+        seen.reduce((sum, { out: [a] }) => sum + softplus(-a), 0) +
+        fake.reduce((sum, { out: [a] }) => sum + softplus(a), 0);
       return { loss: share * loss, total };
     }
 
     function step() {
       time += 1;
-      const judged = losses(draw.normals(batch).map((e) => 1.5 + 0.2 * e), draw.normals(batch), false);
+      const judged = losses(
+        draw.normals(batch).map((e) => 1.5 + 0.2 * e),
+        draw.normals(batch),
+        false,
+      );
       move(D, judged.total);
       const made = losses(null, draw.normals(batch), true);
       move(G, made.total);
@@ -377,16 +497,47 @@ const live = (() => {
   // Of x = g(z) + N(0, s²), z ~ N(0, 1), seen at x: the ELBO of q = N(μ, σ²), its terms, log p(x) and the posterior, by
   // sums over a grid of z
   function bound(mu, sigma, x, s, g, reach = 5, points = 2001) {
-    const z = Float64Array.from({ length: points }, (_, i) => reach * ((2 * i) / (points - 1) - 1)), width = z[1] - z[0];
+    const z = Float64Array.from({ length: points }, (_, i) => reach * ((2 * i) / (points - 1) - 1)),
+      width = z[1] - z[0];
     const likelihood = z.map((value) => Math.log(bell((x - g(value)) / s) / s));
     const joint = z.map((value, i) => Math.exp(likelihood[i]) * bell(value));
     const evidence = joint.reduce((a, b) => a + b) * width;
-    const q = z.map((value) => bell((value - mu) / sigma) / sigma), mass = q.reduce((a, b) => a + b) * width;
-    const reconstruction = -dot(q, likelihood) * width / mass;
+    const q = z.map((value) => bell((value - mu) / sigma) / sigma),
+      mass = q.reduce((a, b) => a + b) * width;
+    const reconstruction = (-dot(q, likelihood) * width) / mass;
     const kl = 0.5 * (mu * mu + sigma * sigma - 1) - Math.log(sigma);
-    return { z, q, posterior: joint.map((value) => value / evidence), reconstruction, kl, elbo: -reconstruction - kl, evidence: Math.log(evidence) };
+    return {
+      z,
+      q,
+      posterior: joint.map((value) => value / evidence),
+      reconstruction,
+      kl,
+      elbo: -reconstruction - kl,
+      evidence: Math.log(evidence),
+    };
   }
 
-  return { unpack, random, decode, law, transport, spread, drawn, deviation, posed, given, descent, posterior, decoded, pulled, game, bound, product, transposed, added, dot };
+  return {
+    unpack,
+    random,
+    decode,
+    law,
+    transport,
+    spread,
+    drawn,
+    deviation,
+    posed,
+    given,
+    descent,
+    posterior,
+    decoded,
+    pulled,
+    game,
+    bound,
+    product,
+    transposed,
+    added,
+    dot,
+  };
 })();
 if (typeof module !== "undefined") module.exports = live;

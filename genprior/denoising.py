@@ -8,6 +8,7 @@ from torch import Tensor
 from genprior.batches import by_parts
 from genprior.energies import Energy, denoising_energy
 from genprior.inversion import fisher_scoring
+from genprior.problem import noise_like
 from genprior.views import Prior
 
 FROM_ZERO = 10  # steps of Fisher scoring without an encoder
@@ -64,5 +65,16 @@ def denoise(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: i
 @torch.no_grad()
 def gaussians(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> tuple[Tensor, Whitening]:
     """G(T(z)) (N, n) and Σ(z)'s whitening for noisy patches (N, 1, h, w), at codes of `codes_of`."""
-    mean, v, *scales = prior.moments(codes_of(prior, patches, level, guide, steps)[1])
+    return _laws(prior, codes_of(prior, patches, level, guide, steps)[1])
+
+
+@torch.no_grad()
+def drawn_gaussians(prior: Prior, patches: Tensor, generator: torch.Generator) -> tuple[Tensor, Whitening]:
+    """`gaussians` at codes drawn of the variational encoder's q(z | patch)."""
+    mean, log_variance = prior.network.encoder(patches)
+    return _laws(prior, prior.own(mean + (0.5 * log_variance).exp() * noise_like(mean, generator)))
+
+
+def _laws(prior: Prior, z: Tensor) -> tuple[Tensor, Whitening]:
+    mean, v, *scales = prior.moments(z)
     return mean @ prior.basis.T, Whitening(v, prior.basis, scales[0] if scales else None, prior.scale_fields)

@@ -19,6 +19,12 @@ Where A = I or leaves out pixels or frequencies, x̂ is the result, of priors wi
 ends at: x̂, where E is lowest, overdoes what the blur has weakened. So it is with mixtures: one patch that is given to
 too smooth a component outweighs all others in Λ, and not in a mean. Papandreou & Yuille 2010 draw from such posteriors
 by perturbed equations.
+
+Codes are in doubt too, above all of what y does not show. Gibbs sampling draws them and the photograph in turn,
+
+    z_i ~ q(z | P_i x),   x ~ N(x̂, Λ⁻¹) at these codes,
+
+q the variational encoder. Where A = I, x stays at the codes of y, since q knows no patches with the noise of samples.
 """
 
 import math
@@ -48,6 +54,7 @@ SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the fir
 SOLVES = 300  # steps of conjugate gradients, at most, of the posterior, whose Λ is ill-conditioned
 STEPS = 3  # of Fisher scoring for each code, once a level is near σ; before, the encoder's codes do
 NEAR = 3  # times σ
+SWEEPS = 16  # of codes and photograph, drawn in turn, before the first sample
 SAMPLES = 32  # of which the standard deviation is taken, right to an eighth
 DRAWN_TOGETHER = 8  # samples, which bounds memory
 
@@ -78,13 +85,22 @@ class PhotographPosterior:
         b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull
         return conjugate_gradients(self.precision, b, start, SOLVES, 1e-3)
 
-    def deviations(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws of N(0, Λ⁻¹), Λ⁻¹ (Aᵀe / σ + c^{-½} Σ_i P_iᵀ W_i e_i), all e ~ N(0, I): (count, 1, H, W)."""
-        x = self.pull.new_zeros(count, *self.pull.shape[1:])
+    def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Aᵀe / σ + c^{-½} Σ_i P_iᵀ W_i e_i, all e ~ N(0, I), whose covariance is Λ, of x's shape (S, 1, H, W)."""
         b = self.operator.A_adjoint(noise_like(self.operator.A(x), generator)) / self.sigma
         for strip, whitening in self.patches:
             strip.add(whitening.spread(noise_like(strip.cut(x), generator)) / self.count**0.5, b)
-        return conjugate_gradients(self.precision, b, x, SOLVES, 1e-3)
+        return b
+
+    def deviations(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws of N(0, Λ⁻¹): (count, 1, H, W)."""
+        x = self.pull.new_zeros(count, *self.pull.shape[1:])
+        return conjugate_gradients(self.precision, self.noise(x, generator), x, SOLVES, 1e-3)
+
+    def draw(self, start: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of N(x̂, Λ⁻¹), by conjugate gradients from a start: (1, 1, H, W)."""
+        b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull + self.noise(start, generator)
+        return conjugate_gradients(self.precision, b, start, SOLVES, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,7 @@ class RestoredImage:
     levels: list[float]
     sigma: float
     law: Callable[[], PhotographPosterior] | None
+    redraw: Callable[[Tensor, torch.Generator], PhotographPosterior] | None = None
 
     @cached_property
     def posterior(self) -> PhotographPosterior:
@@ -105,8 +122,18 @@ class RestoredImage:
 
     @torch.no_grad()
     def samples(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
-        """Photographs as likely as x, x + N(0, Λ⁻¹): (count, 1, H, W). What codes are in doubt about is not in them."""
+        """Photographs as likely as x: (count, 1, H, W).
+
+        Of A = I, and of a prior without a variational encoder, x + N(0, Λ⁻¹) at the codes of x. Else codes are drawn
+        too, by Gibbs sampling from x.
+        """
         generator, count = generator_of(seed, "photographs"), whole_number("count", count)
+        if self.redraw is not None:
+            x, found = self.x, []
+            for _ in range(SWEEPS + count):
+                x = self.redraw(x, generator).draw(x, generator)
+                found.append(x)
+            return torch.cat(found[SWEEPS:])
         parts = [min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER)]
         return self.x + torch.cat([self.posterior.deviations(part, generator) for part in parts])
 
@@ -162,7 +189,8 @@ def restore_image(
     if solved:
         x = law().mean(x)
         progress(len(levels), levels, x)
-    return RestoredImage(x, levels, sigma, law)
+    in_doubt = isinstance(prior, View) and prior.network.is_variational and not isinstance(operator, Identity)
+    return RestoredImage(x, levels, sigma, law, partial(step.redrawn, y) if in_doubt else None)
 
 
 def estimated(y: Tensor, operator: object) -> float:
@@ -185,15 +213,19 @@ class ByPatches:
         self.guided = isinstance(prior, View)  # codes are sought, and where that begins matters
         self.denoise = partial(denoising.denoise, prior) if self.guided else prior.denoise
         self.gaussians = partial(denoising.gaussians, prior) if self.guided else prior.gaussians
+        self.redraw = partial(denoising.drawn_gaussians, prior)
         usual = max(1, side // (2 if self.guided else 4))  # a code costs more than a component, and is wrong less often
         self.stride = usual if stride is None else whole_number("stride", stride, 1, side)
 
+    def grid(self, x: Tensor, draw: torch.Generator) -> Iterator[Strip]:
+        """The strips of a grid that begins where `draw` says."""
+        return strips(x, self.shape, self.stride, torch.randint(self.stride, (2,), generator=draw).tolist())
+
     def parts(self, x: Tensor, level: float) -> Iterator[tuple[Strip, tuple]]:
         """A grid's strips, each with what is asked of its patches: they, their level, and for codes where to begin."""
-        corner = torch.randint(self.stride, (2,), generator=self.draw).tolist()
         # x is noisy where A = I, and else no more than the encoder bears
         rough = total_variation(x, level) if self.guided and isinstance(self.operator, Identity) else x
-        for strip in strips(x, self.shape, self.stride, corner):
+        for strip in self.grid(x, self.draw):
             patches, guide = (strip.cut(picture).reshape(-1, 1, *self.shape) for picture in (x, rough))
             steps = STEPS if level <= max(NEAR * self.sigma, LEAST_LEVEL) else 0
             yield strip, (patches, level, guide, steps) if self.guided else (patches, level)
@@ -209,9 +241,18 @@ class ByPatches:
 
     @torch.no_grad()
     def posterior(self, y: Tensor, x: Tensor, level: float) -> PhotographPosterior:
+        """What is known of a photograph at the codes of x, which is noisy of a level."""
+        return self._given(y, x, ((strip, self.gaussians(*asked)) for strip, asked in self.parts(x, level)))
+
+    @torch.no_grad()
+    def redrawn(self, y: Tensor, x: Tensor, generator: torch.Generator) -> PhotographPosterior:
+        """The same at codes drawn of q(z | P_i x), on a grid drawn anew."""
+        cut = ((strip, strip.cut(x).reshape(-1, 1, *self.shape)) for strip in self.grid(x, generator))
+        return self._given(y, x, ((strip, self.redraw(patches, generator)) for strip, patches in cut))
+
+    def _given(self, y: Tensor, x: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
         pull, patches, count = torch.zeros_like(x), [], math.prod(self.shape) / self.stride**2
-        for strip, asked in self.parts(x, level):
-            mean, whitening = self.gaussians(*asked)
+        for strip, (mean, whitening) in laws:
             strip.add(whitening.spread(whitening.whitened(mean[None])) / count, pull)
             patches.append((strip, whitening))
         return PhotographPosterior(self.operator, y, self.sigma, pull, patches, count)

@@ -179,6 +179,56 @@ def test_a_networks_photograph_solves_the_equations_of_its_patches_gaussians(dra
     assert found.levels == [0.2]
 
 
+def test_codes_that_say_nothing_leave_samples_of_one_gaussian(draw):
+    """Drawn in turn with codes, photographs then are as they are without: those of the dense equations."""
+    network = PriorNetwork(SHAPE, 2, [4], "silu", "dct", "variational")
+    for layer in (network.decoder.mean, network.decoder.linear, network.decoder.log_variance[-1]):
+        torch.nn.init.zeros_(layer.weight)
+    network.coefficients.fit(0.5 + 0.1 * torch.randn(500, 1, *SHAPE, generator=draw))
+    prior, x, operator = (
+        Prior(network.eval().requires_grad_(False)),
+        torch.rand(1, 1, 7, 9, generator=draw),
+        Inpainting(SEEN),
+    )
+    y = genprior.measure(operator, x, 0.1)
+    found = restore_image(prior, operator, y, 0.1, stride=1)
+    mean, v = (part.double().numpy()[0] for part in network.moments(torch.zeros(1, 2)))
+    basis = prior.basis.double().numpy()
+    patches, seen = by_hand(x, [0, 0], 1).reshape(-1, 24, 63), np.diag(SEEN.flatten().double().numpy())
+    local = basis.T @ patches
+    precision = seen / 0.1**2 + np.einsum("pni,n,pnj->ij", local, 1 / v, local) / 24
+    pulled = np.einsum("pni,n->i", local, mean / v) / 24
+    expected = np.linalg.solve(precision, operator.A_adjoint(y).double().numpy().ravel() / 0.1**2 + pulled)
+    samples, true = found.samples(2000).flatten(1).numpy(), np.linalg.inv(precision)
+    scale = np.sqrt(np.diag(true))
+    np.testing.assert_allclose(samples.mean(0), expected, atol=5 * scale.max() / 2000**0.5)
+    np.testing.assert_allclose(np.cov(samples.T) / np.outer(scale, scale), true / np.outer(scale, scale), atol=0.12)
+    assert torch.equal(found.samples(3, seed=1), found.samples(3, seed=1))
+
+
+@pytest.mark.parametrize("told", [0.0, 1.0])
+def test_samples_know_that_codes_are_in_doubt(draw, told):
+    """A code that moves whole patches, half of them hidden: its doubt is in the samples, unless it moves nothing."""
+    network = PriorNetwork(SHAPE, 1, [4], "silu", "dct", "variational")
+    torch.manual_seed(0)
+    network.coefficients.fit(0.5 + 0.1 * torch.randn(500, 1, *SHAPE, generator=draw))
+    with torch.no_grad():
+        for layer in (network.decoder.mean, network.decoder.log_variance[-1]):
+            layer.weight.zero_()
+        network.decoder.log_variance[-1].bias.fill_(-1.0)
+        network.decoder.linear.weight.copy_(3 * told * torch.eye(24)[:, :1])
+        network.encoder.log_variance.weight.zero_(), network.encoder.log_variance.bias.zero_()
+        network.encoder.contrast.weight.zero_()
+    prior, hidden = Prior(network.eval().requires_grad_(False)), torch.ones(12, 14, dtype=torch.bool)
+    hidden[:, 5:] = False
+    operator = Inpainting(hidden)
+    y = genprior.measure(operator, torch.full((1, 1, 12, 14), 0.5), 0.05)
+    found = restore_image(prior, operator, y, 0.05, stride=1)
+    fixed = found.posterior.deviations(400, draw).std(0)[0, :, 6:].mean()
+    ratio = found.samples(400).std(0)[0, :, 6:].mean() / fixed
+    assert ratio > 1.3 if told else ratio == pytest.approx(1, abs=0.1)
+
+
 FREQUENCIES = (np.pi * 6 / 40, np.pi * 4 / 44)  # of whole halves of a wave, which mirrors continue
 
 

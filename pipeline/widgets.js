@@ -297,18 +297,14 @@
 
     // K as a matrix: the identity, its rows of pixels that are seen, or rows of N(0, 1 / n)
     function matrix() {
-      const rows = [];
-      if (problem.value === "few") {
-        const draw = live.random(5);
-        for (let i = 0; i < count.value; i++) rows.push(draw.normals(n).map((value) => value / Math.sqrt(n)));
-      } else {
-        for (let i = 0; i < n; i++)
-          if (problem.value === "noise" || !hidden[i])
-            rows.push(Float64Array.from({ length: n }, (_, j) => Number(i === j)));
-      }
-      const data = new Float64Array(rows.length * n);
-      rows.forEach((row, i) => data.set(row, i * n));
-      return { rows: rows.length, cols: n, data };
+      const draw = live.random(5),
+        few = problem.value === "few";
+      const pixels = Array.from({ length: n }, (_, i) => i).filter((i) => problem.value === "noise" || !hidden[i]);
+      const rows = few ? count.value : pixels.length,
+        data = new Float64Array(rows * n);
+      if (few) draw.normals(rows * n).forEach((value, i) => (data[i] = value / Math.sqrt(n)));
+      else pixels.forEach((pixel, i) => (data[i * n + pixel] = 1));
+      return { rows, cols: n, data };
     }
 
     function* upTo(most, steps) {
@@ -343,8 +339,9 @@
       if (!K.rows) return;
       const others = own.latents.filter((_, i) => i % 9 === 4 && i !== patch.value - 1);
       const starts = others.map((code) => Float64Array.from(code));
-      sampling(upTo(300, live.posterior(own, { K, y, sigma: s }, live.random(9), starts)));
       descending(live.descent(own, { K, y }, 10 ** weight.value * s * s, new Float64Array(k), STEPS));
+      // A frame later: what is measured, and the first of those steps, are seen at once
+      requestAnimationFrame(() => sampling(upTo(300, live.posterior(own, { K, y, sigma: s }, live.random(9), starts))));
     }
 
     const cursors = [

@@ -163,9 +163,12 @@ class Encoder(nn.Module):
 
     def log_energies(self, x: Tensor) -> Tensor:
         """Logarithms, about standardised, of each band's energy in each part of the patch: (N, bands · parts)."""
-        basis = self.coefficients.basis
-        banded = (x.flatten(1) @ basis).unsqueeze(1) * self.bands @ basis.T  # (N, bands, n)
-        energies = banded.square() @ self.parts.T
+        basis, energies = self.coefficients.basis, []
+        c = x.flatten(1) @ basis
+        for band in self.bands:
+            own = band.nonzero().squeeze(1)
+            energies.append((c[:, own] @ basis.T[own]).square() @ self.parts.T)
+        energies = torch.stack(energies, 1)
         return ((energies.flatten(1) + self.LEAST_ENERGY).log() + 7) / 2
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from genprior.batches import by_forward_mode, by_parts, floats_at_once, standard_normal
 from genprior.files import InputError
 from genprior.gaussian import LOG_2_PI
-from genprior.lapack import cholesky, inverse, inverse_root, log_determinant, solve
 
 Moments = tuple[Tensor, ...]
 Axes = tuple[Tensor, Tensor]  # of A = A_h ⊗ A_w: A_h (h, h) and A_w (w, w)
@@ -97,6 +96,28 @@ class Observation:
     def noise(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of the noise e for each code: (P, m)."""
         return self.sigma * standard_normal(self.y[rows], generator)
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """The lower factor L of each matrix (P, m, m); NaN where there is none, which no solver accepts as an energy."""
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    return torch.where((failed > 0)[:, None, None], torch.nan, factor) if failed.any() else factor
+
+
+def inverse(factor: Tensor) -> Tensor:
+    """L⁻¹ of lower factors: (P, m, m) -> (P, m, m)."""
+    identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+
+
+def solve(factor: Tensor, y: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ y for lower factors (P, m, m) and vectors (P, m)."""
+    return torch.cholesky_solve(y.unsqueeze(2), factor).squeeze(2)
+
+
+def log_determinant(factor: Tensor) -> Tensor:
+    """log det L Lᵀ: (P, m, m) -> (P,)."""
+    return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 class Isotropic:
@@ -288,7 +309,7 @@ class Diagonal:
         c_columns, v_columns = columns
         slopes, p = self._slopes(rows, moments)
         fisher = c_columns.mT @ (p.unsqueeze(2) * c_columns)
-        return fisher + 0.5 * v_columns.mT @ (p.square().unsqueeze(2) * v_columns), slopes
+        return *self.misfit(rows, moments), slopes, fisher + 0.5 * v_columns.mT @ (p.square().unsqueeze(2) * v_columns)
 
     def condition(self, rows: Tensor, moments: Moments, generator: torch.Generator | None) -> Tensor:
         """As `Dense.condition`: (P, 1, h, w)."""
@@ -533,7 +554,7 @@ class Separable(Scaled):
         factor = cholesky(self._of_pixels(_scaled(inside, d)))
         residual = self.y[rows] - c @ self.observation.in_basis.T
         solved = solve(factor, residual)
-        q, a = torch.cholesky_inverse(factor.mT, upper=True).mT, solved  # Q, and KᵀS⁻¹r; transposed as in `solve`
+        q, a = torch.cholesky_inverse(factor), solved  # Q, and KᵀS⁻¹r
         if self.operator_axes is not None:
             q = _from_both_sides(tuple(axis.T for axis in self.operator_axes), q)
             a = solved @ self.observation.matrix

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-ENGINE = ("batches", "covariances", "lapack", "energies", "inversion", "sampling", "restoration")
+ENGINE = ("batches", "covariances", "energies", "inversion", "sampling", "restoration")
 ENGINE = [f"genprior/{name}.py" for name in ENGINE]
 # Of the priors: the network for one problem starts from a classical estimator.
 TRAININGS = ["stages/train_*.py", "pipeline/training.py", "pipeline/losses.py", "pipeline/checkpoints.py"]

@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from genprior.images import dct_basis
 
@@ -39,13 +38,12 @@ def tamed(c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_slope(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function and its derivative, both like z; not within forward-mode differentiation.
-
-    torch.func.jvp may stand within it, and takes three times as long to set up.
-    """
-    with forward_ad.dual_level():
-        out = forward_ad.unpack_dual(function(forward_ad.make_dual(z, torch.ones_like(z))))
-    return out.primal, out.tangent
+    """An elementwise function and its derivative, both like z; neither is to be differentiated again."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        out = function(z)
+        (slope,) = torch.autograd.grad(out.sum(), z)
+    return out.detach(), slope
 
 
 def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

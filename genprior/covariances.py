@@ -47,8 +47,8 @@ class Covariance(Protocol):
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments | None]:
         """`misfit`, and the slopes of ½ rᵀS⁻¹r + ½ log det S along each of the moments."""
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple[Tensor, Moments | None]:
-        """The data's Fisher matrix of the code (P, k, k), and the slopes."""
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
+        """What `slopes` gives, and the data's Fisher matrix of the code (P, k, k)."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ class Isotropic:
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments]:
         return *self.misfit(rows, moments), ((moments[0] - self.y[rows]) / self.sigma**2,)
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple[Tensor, Moments]:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
         (jacobian,) = columns
-        return jacobian.mT @ jacobian / self.sigma**2, self.slopes(rows, moments)[2]
+        return *self.slopes(rows, moments), jacobian.mT @ jacobian / self.sigma**2
 
 
 class Dense:
@@ -218,9 +218,9 @@ class Dense:
         p = torch.cat([(part @ b).square_().sum(1) for part in root.split(64)])
         return white.square().sum((1, 2)), log_det, (-a, 0.5 * (p - a.square()))
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple[Tensor, Moments | None]:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
         c_columns, v_columns = columns
-        root, white, b, _ = self._whitened(rows, moments)
+        root, white, b, log_det = self._whitened(rows, moments)
         w = root @ b
         projected = w @ c_columns
         fisher = projected.mT @ projected
@@ -233,7 +233,8 @@ class Dense:
         else:
             fisher += 0.5 * v_columns.mT @ ((w.mT @ w).square_() @ v_columns)
         a = (white.mT @ w).squeeze(1)
-        return fisher, (-a, 0.5 * (w.square().sum(1) - a.square())) if self.slopes_known else None
+        slopes = (-a, 0.5 * (w.square().sum(1) - a.square())) if self.slopes_known else None
+        return white.square().sum((1, 2)), log_det, slopes, fisher
 
     def condition(self, rows: Tensor, moments: Moments, generator: torch.Generator | None) -> Tensor:
         """E[x | y, z] = G(z) + Σ Kᵀ S⁻¹ (y - K G(z)), or with a generator a draw of x | y, z: (P, 1, h, w).
@@ -305,7 +306,7 @@ class Diagonal:
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments]:
         return *self.misfit(rows, moments), self._slopes(rows, moments)[0]
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple[Tensor, Moments]:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
         c_columns, v_columns = columns
         slopes, p = self._slopes(rows, moments)
         fisher = c_columns.mT @ (p.unsqueeze(2) * c_columns)
@@ -389,7 +390,8 @@ class Scaled:
     def _root(self, moments: Moments) -> tuple[Tensor, ...]:
         """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
         predicted, jacobian = self.observation.linearised_in_pixels(moments[0])
-        return predicted, jacobian, *inverse_root(self._covariance(jacobian, *moments[1:]))
+        factor = cholesky(self._covariance(jacobian, *moments[1:]))
+        return predicted, jacobian, inverse(factor), log_determinant(factor)
 
     def _data_term(self, rows: Tensor, moments: Moments) -> tuple:
         """Misfit, log det S, the slopes or None, and what `_fisher` asks for: W = R B, R, K's Jacobian."""
@@ -413,16 +415,16 @@ class Scaled:
         misfit, log_det, *slopes = by_parts(of_part, self.dense_chunk, rows, *moments)
         return misfit, log_det, tuple(slopes)
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple[Tensor, Moments | None]:
-        """(R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j), Δ = R dS Rᵀ along each code, and the slopes."""
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
+        """(R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j), Δ = R dS Rᵀ along each code, behind what `slopes` gives."""
 
         def of_part(rows: Tensor, *batches: Tensor) -> tuple[Tensor, ...]:
             moments, columns = batches[:3], batches[3:]
-            *_, slopes, parts = self._data_term(rows, moments)
-            return self._fisher(parts, moments[1], columns), *(slopes or ())
+            misfit, log_det, slopes, parts = self._data_term(rows, moments)
+            return misfit, log_det, *(slopes or ()), self._fisher(parts, moments[1], columns)
 
-        fisher, *slopes = by_parts(of_part, self.dense_fisher_chunk, rows, *moments, *columns)
-        return fisher, tuple(slopes) or None
+        misfit, log_det, *slopes, fisher = by_parts(of_part, self.dense_fisher_chunk, rows, *moments, *columns)
+        return misfit, log_det, tuple(slopes) or None, fisher
 
     def _fisher(self, parts: tuple[Tensor, ...], v: Tensor, columns: Moments) -> Tensor:
         """With Q = R K and Y = U diag(v) Wᵀ, Δ = W diag(dv) Wᵀ + Q diag(dd) Y + (Q diag(dd) Y)ᵀ: (P, k, k).

@@ -76,18 +76,16 @@ class Energy:
             (gradient,) = torch.autograd.grad(twin + 0.5 * self.latent_precision * z.square().sum(), z)
         return self._total(z.detach(), rows, misfit, log_det), gradient
 
-    def gradient_and_fisher(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient (P, k), and the Fisher matrix of the data plus τ I (P, k, k)."""
+    def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The energy (P,), its gradient (P, k), and the Fisher matrix of the data plus τ I (P, k, k)."""
         moments, columns = self.model.moments_with_columns(z)
-        fisher, slopes = self.covariance.fisher(rows, moments, columns)
-        if slopes is None:
-            gradient = self.value_and_gradient(z, rows)[1]
-        else:
-            parts = zip(columns, slopes, strict=True)
-            gradient = sum(torch.einsum("pnk,pn->pk", column, slope) for column, slope in parts)
-            gradient += self.latent_precision * z
+        misfit, log_det, slopes, fisher = self.covariance.fisher(rows, moments, columns)
         fisher.diagonal(dim1=1, dim2=2).add_(self.latent_precision)
-        return gradient, fisher
+        if slopes is None:
+            return *self.value_and_gradient(z, rows), fisher
+        parts = zip(columns, slopes, strict=True)
+        gradient = sum(torch.einsum("pnk,pn->pk", column, slope) for column, slope in parts)
+        return self._total(z, rows, misfit, log_det), gradient + self.latent_precision * z, fisher
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         """The image of each code given its measurement, E[x | y, z]: (P, 1, h, w)."""
@@ -123,8 +121,8 @@ class Rows:
     def value_and_gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.energy.value_and_gradient(z, self.rows[rows])
 
-    def gradient_and_fisher(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.energy.gradient_and_fisher(z, self.rows[rows])
+    def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.energy.derivatives(z, self.rows[rows])
 
     def estimate(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.energy.estimate(z, self.rows[rows])

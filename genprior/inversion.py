@@ -16,6 +16,7 @@ from genprior.plan import Plan
 
 CONVERGED, OUT_OF_ITERATIONS, NOT_FINITE = "converged", "out of iterations", "not finite"
 STATUS = (OUT_OF_ITERATIONS, CONVERGED, NOT_FINITE)
+DAMPING = 1e-2  # μ at first
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,11 @@ def fisher_scoring(
     converged once a step promises less than `tolerance` (1 + |energy|). Returns the best codes, their energies (inf
     where even the start has none), and the index of each one's STATUS.
     """
-    value, gradient = by_parts(energy.value_and_gradient, energy.chunk, z, rows)
+    value, gradient, fisher = by_parts(energy.derivatives, energy.fisher_chunk, z, rows)
     value = torch.where(value.isfinite(), value, torch.inf)
-    best, best_value, state = z.clone(), value.clone(), torch.where(value.isfinite(), 0, 2)
-    live = (state == 0).nonzero().squeeze(1)
+    usable = value.isfinite() & gradient.isfinite().all(1) & fisher.isfinite().all((1, 2))
+    best, best_value, state = z.clone(), value.clone(), torch.where(usable, 0, 2)
+    live = usable.nonzero().squeeze(1)
     ones = torch.ones_like(value[live])
     searches = _Searches(
         place=live,
@@ -143,11 +145,11 @@ def fisher_scoring(
         rows=rows[live],
         value=value[live],
         gradient=gradient[live],
-        inverse=z.new_empty(len(live), z.shape[1], z.shape[1]),
-        damping=1e-2 * ones,
+        inverse=_damped_inverse(fisher[live], DAMPING * ones),
+        damping=DAMPING * ones,
         growth=2 * ones,
         reach=ones,
-        age=torch.full_like(live, refresh),
+        age=torch.zeros_like(live),
     )
     for iteration in range(1, iterations + 1):
         if len(searches.place) == 0:
@@ -168,7 +170,7 @@ def _step(energy: Energy, s: _Searches, refresh: int, tolerance: float) -> tuple
     wall = s.damping > 1e12
     old = (s.age >= refresh).nonzero().squeeze(1)
     if len(old):
-        s.gradient[old], fisher = by_parts(energy.gradient_and_fisher, energy.fisher_chunk, s.z[old], s.rows[old])
+        _, s.gradient[old], fisher = by_parts(energy.derivatives, energy.fisher_chunk, s.z[old], s.rows[old])
         s.inverse[old] = _damped_inverse(fisher, s.damping[old])
         wall[old] |= ~(s.gradient[old].isfinite().all(1) & fisher.flatten(1).isfinite().all(1))
         s.age[old], s.reach = 0, s.reach.index_fill(0, old, 1.0)

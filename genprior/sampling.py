@@ -156,7 +156,7 @@ def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
     count, problems, k = modes.z.shape
     rows = torch.arange(problems, device=modes.z.device).repeat(count)
     z = modes.z.reshape(-1, k)
-    fisher = by_parts(energy.gradient_and_fisher, energy.fisher_chunk, z, rows)[1]
+    fisher = by_parts(energy.derivatives, energy.fisher_chunk, z, rows)[2]
     factor, failed = torch.linalg.cholesky_ex(fisher)
     usable = (failed == 0) & modes.energy.flatten().isfinite() & z.isfinite().all(1)
     # A mode without curvature or energy gets no weight beside another, and stands for the prior where there is none.

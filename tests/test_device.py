@@ -51,7 +51,7 @@ def test_energies_and_their_derivatives(network, params, name, confined, sigma):
         energy = energy_of(prior.range if confined else prior, moved, y.to(device).double(), sigma)
         codes, of = z.to(device).double(), rows.to(device)
         computed = [energy.value(codes, of), energy.estimate(codes, of), energy.of_all(codes, of[:6])]
-        computed += [*energy.value_and_gradient(codes, of), *energy.gradient_and_fisher(codes, of)]
+        computed += [*energy.value_and_gradient(codes, of), *energy.derivatives(codes, of)]
         assert {values.device.type for values in computed} == {device}
         found.append([values.cpu() for values in computed])
     for on_cpu, on_gpu in zip(*found, strict=True):

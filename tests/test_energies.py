@@ -122,9 +122,10 @@ def test_gradient_against_finite_differences(draw, name, constraint):
     energy = energies(draw, name)[constraint]
     energy.covariance.dense_chunk = energy.covariance.dense_fisher_chunk = 3  # of 4 codes, by parts
     z, rows = torch.randn(4, 3, generator=draw), torch.arange(4)
-    gradient, fisher = energy.gradient_and_fisher(z, rows)
-    value, same = energy.value_and_gradient(z, rows)
-    torch.testing.assert_close(value, energy.value(z, rows))
+    value, gradient, fisher = energy.derivatives(z, rows)
+    same_value, same = energy.value_and_gradient(z, rows)
+    for found in (value, same_value):
+        torch.testing.assert_close(found, energy.value(z, rows))
     expected = finite_difference(lambda z: energy.value(z, rows), z)
     for found in (gradient, same):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
@@ -162,7 +163,7 @@ def test_wider_noise_is_twice_the_noise(draw):
     wider, rows = range_energy(decode, y, 0.1, sigma=0.2).with_wider_noise(), torch.arange(30)
     noisier = range_energy(decode, y, 4 * 0.1, sigma=0.4)  # λ / σ², the prior's weight in nats, stays
     torch.testing.assert_close(wider.value(z, rows), noisier.value(z, rows))
-    torch.testing.assert_close(wider.gradient_and_fisher(z, rows), noisier.gradient_and_fisher(z, rows))
+    torch.testing.assert_close(wider.derivatives(z, rows), noisier.derivatives(z, rows))
 
 
 def image_law(moments, z):
@@ -216,7 +217,7 @@ def test_energy_is_the_gaussians(draw, name, kind, sigma):
         return measure(mean), matrix @ covariance @ matrix.T + sigma**2 * torch.eye(len(matrix)), matrix
 
     value, _ = energy.value_and_gradient(z, rows)
-    cross, fisher = energy.of_all(z, rows), energy.gradient_and_fisher(z, rows)[1]
+    cross, fisher = energy.of_all(z, rows), energy.derivatives(z, rows)[2]
     for i in range(4):
         (mean, covariance, matrix), prior = law(z[i]), 0.5 * z[i].square().sum()
         y = operator.A(x[i : i + 1]).flatten()
@@ -277,7 +278,7 @@ def test_a_prior_whose_weights_are_not_frozen_is_searched_as_one_whose_are(draw,
     for trained in (False, True):
         weight.requires_grad_(trained)
         energy = make(lambda z: moments(z @ weight), operator, y, 0.1)
-        found.append([energy.value(z, rows), energy.of_all(z, rows), *energy.gradient_and_fisher(z, rows)])
+        found.append([energy.value(z, rows), energy.of_all(z, rows), *energy.derivatives(z, rows)])
     for frozen, free in zip(*found, strict=True):
         (slope,) = torch.autograd.grad(free.sum(), weight, retain_graph=True)  # nothing it needs is overwritten
         assert slope.isfinite().all()
@@ -295,12 +296,10 @@ def test_fisher_matrix_is_the_expected_hessian(draw, m):
     y = operator.A(x.reshape(-1, 1, *SHAPE)) + 0.1 * torch.randn(count, m, generator=draw)
     energy = plain_energy(moments, operator, y, 0.1)
     rows = torch.arange(count)
-    expected = energy.gradient_and_fisher(z, rows[:1])[1][0]
+    expected = energy.derivatives(z, rows[:1])[2][0]
     step, hessian = 1e-4, torch.empty(3, 3)
     for i in range(3):
         shift = step * torch.eye(3)[i]
-        forward, backward = (
-            energy.gradient_and_fisher((z + s).expand(count, 3), rows)[0].mean(0) for s in (shift, -shift)
-        )
+        forward, backward = (energy.derivatives((z + s).expand(count, 3), rows)[1].mean(0) for s in (shift, -shift))
         hessian[i] = (forward - backward) / (2 * step)
     torch.testing.assert_close(hessian, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())

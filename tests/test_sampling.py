@@ -109,7 +109,7 @@ def test_linear_decoder_against_closed_forms(draw, name):
         )
         assert posterior.log_evidence_error[i] < 5e-3
         # the curvature at the mode is the posterior's precision
-        fisher = energy.gradient_and_fisher(found.z[i : i + 1], torch.tensor([i]))[1][0]
+        fisher = energy.derivatives(found.z[i : i + 1], torch.tensor([i]))[2][0]
         torch.testing.assert_close(torch.linalg.inv(fisher), exact["z"][1], rtol=0, atol=1e-4)
         for drawn, (mean, covariance) in ((posterior.z[i], exact["z"]), (x[i], exact["x"])):
             error = (drawn.mean(0) - mean) / (covariance.diagonal() / samples).sqrt()
@@ -227,8 +227,8 @@ class TwoWells:
 
     y, chunk, fisher_chunk, precision = torch.zeros(1, 1), 8, 8, torch.tensor([1.0, 1e4])
 
-    def gradient_and_fisher(self, z, rows):
-        return torch.zeros_like(z), torch.where(z < 0, *self.precision)[..., None]
+    def derivatives(self, z, rows):
+        return torch.zeros_like(z[:, 0]), torch.zeros_like(z), torch.where(z < 0, *self.precision)[..., None]
 
     def estimate(self, z, rows):
         return z
@@ -479,8 +479,8 @@ class Impossible(Bumps):
     def of_all(self, z, rows):
         return torch.where(rows == 0, torch.nan, super().value(z, rows)[:, None])
 
-    def gradient_and_fisher(self, z, rows):
-        return torch.zeros_like(z), torch.eye(2).expand(len(z), 2, 2)
+    def derivatives(self, z, rows):
+        return torch.zeros_like(z[:, 0]), torch.zeros_like(z), torch.eye(2).expand(len(z), 2, 2)
 
 
 def test_a_problem_that_no_code_explains_leaves_the_others_alone(draw):
@@ -502,8 +502,8 @@ class Far(Bumps):
         distance = (z - torch.tensor([9.0, 0.0])).square().sum(1)
         return torch.where(distance < 1, 50 * distance, torch.nan)
 
-    def gradient_and_fisher(self, z, rows):
-        return torch.zeros_like(z), 100 * torch.eye(2).expand(len(z), 2, 2)
+    def derivatives(self, z, rows):
+        return torch.zeros_like(z[:, 0]), torch.zeros_like(z), 100 * torch.eye(2).expand(len(z), 2, 2)
 
     def estimate(self, z, rows):
         return torch.where(self.value(z, rows).isfinite(), z[:, 0], torch.nan).reshape(-1, 1, 1, 1)

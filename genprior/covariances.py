@@ -556,7 +556,7 @@ class Separable(Scaled):
         factor = cholesky(self._of_pixels(_scaled(inside, d)))
         residual = self.y[rows] - c @ self.observation.in_basis.T
         solved = solve(factor, residual)
-        q, a = torch.cholesky_inverse(factor), solved  # Q, and KᵀS⁻¹r
+        q, a = torch.cholesky_inverse(factor).mT, solved  # Q, row by row, and KᵀS⁻¹r
         if self.operator_axes is not None:
             q = _from_both_sides(tuple(axis.T for axis in self.operator_axes), q)
             a = solved @ self.observation.matrix

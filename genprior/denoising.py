@@ -66,17 +66,14 @@ def by_threads(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
 
     Many small matrices keep torch's own threads waiting for each other: two took three quarters of the time of one.
     """
-    count = torch.get_num_threads() if batches[0].device.type == "cpu" else 1
-    parts = [*zip(*(batch.tensor_split(count) for batch in batches), strict=True)]
-
-    def work(part: tuple[Tensor, ...]) -> Tensor:
-        torch.set_num_threads(1)  # of this thread
-        return function(*part)
-
-    with ThreadPoolExecutor(count) as pool:
-        found = torch.cat([*pool.map(work, parts)])
-    torch.set_num_threads(count)  # for threads to come
-    return found
+    threads = torch.get_num_threads()
+    count = min(threads, len(batches[0]))
+    if batches[0].device.type != "cpu" or count < 2:
+        return function(*batches)
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = [*pool.map(function, *(batch.tensor_split(count) for batch in batches))]
+    torch.set_num_threads(threads)  # of threads to come
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Whole photographs: the splitting against closed forms and loops, mixtures against `condition`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from skimage.restoration import denoise_tv_chambolle
 
 import genprior
 from genprior import grids
-from genprior.denoising import gaussians
+from genprior.denoising import by_threads, gaussians
 from genprior.files import InputError
 from genprior.mixture import GaussianMixture, load_mixture, save_mixture
 from genprior.networks import PriorNetwork
@@ -177,6 +178,24 @@ def test_a_networks_photograph_solves_the_equations_of_its_patches_gaussians(dra
     expected = np.linalg.solve(precision, y.numpy().ravel() / 0.2**2 + np.einsum("pni,pn->i", local, white) / 24)
     np.testing.assert_allclose(found.x.numpy().ravel(), expected, atol=2e-3)
     assert found.levels == [0.2]
+
+
+def test_threads_share_a_batch_and_leave_their_number_as_it_was():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+
+    def squares(x, y):
+        seen.append((torch.get_num_threads(), len(x)))
+        return x * y
+
+    x = torch.arange(7.0)
+    found = by_threads(squares, x, x), by_threads(squares, x[:1], x[:1])
+    with ThreadPoolExecutor(1) as pool:
+        left = torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+    torch.set_num_threads(before)
+    torch.testing.assert_close(found, (x.square(), x[:1].square()))
+    assert sorted(seen) == [(1, 2), (1, 2), (1, 3), (3, 1)]
+    assert left == (3, 3)
 
 
 def test_codes_that_say_nothing_leave_samples_of_one_gaussian(draw):

@@ -55,7 +55,7 @@ SOLVES = 300  # steps of conjugate gradients, at most, of the posterior, whose �
 STEPS = 3  # of Fisher scoring for each code, once a level is near σ; before, the encoder's codes do
 NEAR = 3  # times σ
 SWEEPS = 16  # of codes and photograph, drawn in turn, before the first sample
-SAMPLES = 32  # of which the standard deviation is taken, right to an eighth
+SAMPLES = 32  # of which the standard deviation is taken: right to an eighth, were they independent
 DRAWN_TOGETHER = 8  # samples, which bounds memory
 
 
@@ -265,16 +265,16 @@ def total_variation(x: Tensor, level: float, iterations: int = 50) -> Tensor:
     equation 9, with steps of a quarter.
     """
     p = x.new_zeros(2, *x.shape[2:])
-
-    def spread(p: Tensor) -> Tensor:  # ∇ᵀp
-        rows, columns = p[0, :-1], p[1, :, :-1]
-        return pad(rows, (0, 0, 1, 0)) - pad(rows, (0, 0, 0, 1)) + pad(columns, (1, 0)) - pad(columns, (0, 1))
-
     for _ in range(iterations):
-        u = x[0, 0] - level * spread(p)
+        u = x[0, 0] - level * gradient_adjoint(p[0, :-1], p[1, :, :-1])
         slope = torch.stack([pad(u.diff(dim=0), (0, 0, 0, 1)), pad(u.diff(dim=1), (0, 1))])
         p = (p + slope * (0.25 / level)) / (1 + slope.norm(dim=0) * (0.25 / level))
-    return x - level * spread(p)
+    return x - level * gradient_adjoint(p[0, :-1], p[1, :, :-1])
+
+
+def gradient_adjoint(rows: Tensor, columns: Tensor) -> Tensor:
+    """∇ᵀ, the adjoint of differences along both axes: (.., H - 1, W) and (.., H, W - 1) -> (.., H, W)."""
+    return pad(rows, (0, 0, 1, 0)) - pad(rows, (0, 0, 0, 1)) + pad(columns, (1, 0)) - pad(columns, (0, 1))
 
 
 def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:
@@ -285,9 +285,7 @@ def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:
     weight = (SLOPE / sigma) ** 2
 
     def normal(x: Tensor) -> Tensor:
-        rows, columns = x.diff(dim=2), x.diff(dim=3)
-        rough = pad(rows, (0, 0, 1, 0)) - pad(rows, (0, 0, 0, 1)) + pad(columns, (1, 0)) - pad(columns, (0, 1))
-        return weight * operator.A_adjoint(operator.A(x)) + rough
+        return weight * operator.A_adjoint(operator.A(x)) + gradient_adjoint(x.diff(dim=2), x.diff(dim=3))
 
     return conjugate_gradients(normal, weight * adjoint, adjoint, 500, 1e-5)  # holes fill in slowly
 

@@ -31,7 +31,7 @@ from pipeline.run import run, set_up
 
 LEAST = 7  # pixels of a side, the window of the structural similarity
 NINE_TENTHS = norm.ppf(0.95)  # standard deviations to either side
-SAMPLES = 16  # of which standard deviations are taken, right to a sixth
+SAMPLES = 16  # of which standard deviations are taken: right to a sixth, were they independent
 MOST = 128  # pixels of a side, of the photograph's middle: the whole takes as long as all that is before it
 FILES = {"mixture": "data/baselines/mixture.safetensors"}  # beside the trained priors
 
@@ -139,7 +139,7 @@ def main() -> None:
     values, first = {}, params.restore.priors[0]
     for (name, number), (found, _) in solved.items():
         truth = found["truth"] / 255
-        for method in list(found)[2:-1]:
+        for method in [name for name in found if name not in ("truth", "measured", "std")]:
             image, of_photograph = found[method] / 255, re.sub(r"\W+", "_", str(Path(files[number]).with_suffix("")))
             row = values.setdefault(method, {"whole": {}})["whole"].setdefault(name, {})
             row[f"psnr_db_{of_photograph}"] = psnr_db(np.square(image - truth).mean())

@@ -235,8 +235,7 @@ const live = (() => {
       x.map((value, i) => d[i] * value),
     ).map((value, i) => root[i] * value);
 
-  // One draw of that law, and the standard deviation of each of its pixels
-  const drawn = (prior, at, draw) => added(at.image, spread(prior, at, draw.normals(prior.n)));
+  // The standard deviation of each of its pixels
   const deviation = (prior, { root, d }) =>
     separable(
       prior,
@@ -524,7 +523,6 @@ const live = (() => {
     law,
     transport,
     spread,
-    drawn,
     deviation,
     posed,
     given,
@@ -537,7 +535,6 @@ const live = (() => {
     product,
     transposed,
     added,
-    dot,
   };
 })();
 if (typeof module !== "undefined") module.exports = live;

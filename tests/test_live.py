@@ -88,7 +88,8 @@ def test_decoders(both):
     found = node(
         """
         const z = Float64Array.from(given.z), at = live.law(prior, live.transport(prior, z)), draw = live.random(1);
-        const draws = Array.from({ length: 4000 }, () => live.drawn(prior, at, draw));
+        const residual = () => live.spread(prior, at, draw.normals(prior.n));
+        const draws = Array.from({ length: 4000 }, () => live.added(at.image, residual()));
         const mean = draws.reduce((a, b) => live.added(a, b)).map((value) => value / draws.length);
         const squares = draws.map((x) => live.added(x, mean, -1).map((v) => v * v)).reduce((a, b) => live.added(a, b));
         return { own: live.decode(prior, z), image: at.image, std: live.deviation(prior, at), mean,

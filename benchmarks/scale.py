@@ -81,7 +81,7 @@ def sharing(pairs: int, folder: Path) -> list[list[str]]:
     at, rows = folder / "sharing", []
     write_photographs(at / "imgs/mine", 40)
     few = {"patches": 32, "posterior_patches": 8, "posterior_samples": 50, "mean_samples": 24, "likelihood_patches": 16}
-    changed = {"train_svae": {"steps": 1000}, "evaluate": few, "crossover": {"patches": 16}}
+    changed = {"evaluate": few, "crossover": {"patches": 16}}
     write_params(at, **changed)
     timed(at, "extract_patches")
     for stage in ("train_svae", "evaluate svae"):

@@ -4,8 +4,8 @@
     python -m benchmarks.scale --status 100000      # also what `dvc status` takes with so many photographs
 
 Photographs are synthetic, 256 × 256 of smooth noise. Each stage runs as it is, in a folder of its own, in one process
-of two threads, with 100 steps of training. Memory is the process's peak, its pages of mapped files included. The last
-rows set two ranks of one thread beside one process of two, so many times in turn: seconds of whole commands.
+of two threads, with 100 steps of training. Memory is the process's peak, its pages of mapped files included. Then two
+ranks of one thread run beside one process of two, in turn, with all steps of params.yaml: seconds of whole commands.
 """
 
 import argparse

@@ -9,8 +9,8 @@ from torch import Tensor
 def floats_at_once(like: Tensor) -> int:
     """How large the temporaries of one part of a computation may be, on the device of `like`.
 
-    On a CPU 16 MB of float32, which stay in its caches; elsewhere 1 GB, which keep the device busy. Memory does not
-    grow with the number of codes.
+    On a CPU 16 MB of float32, in each thread, which stay in its caches; elsewhere 1 GB, which keep the device busy.
+    Memory does not grow with the number of codes.
     """
     return 2**22 if like.device.type == "cpu" else 2**28
 

@@ -19,6 +19,7 @@ from genprior.files import InputError
 from genprior.gaussian import LOG_2_PI
 
 Moments = tuple[Tensor, ...]
+Expanded = tuple[Tensor, Tensor, Moments | None, Tensor]  # what `Covariance.fisher` gives
 Axes = tuple[Tensor, Tensor]  # of A = A_h ⊗ A_w: A_h (h, h) and A_w (w, w)
 
 
@@ -47,8 +48,8 @@ class Covariance(Protocol):
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments | None]:
         """`misfit`, and the slopes of ½ rᵀS⁻¹r + ½ log det S along each of the moments."""
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
-        """What `slopes` gives, and the data's Fisher matrix of the code (P, k, k)."""
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> Expanded:
+        """rᵀS⁻¹r, log det S, the slopes or None, and the data's Fisher matrix of the code (P, k, k)."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Isotropic:
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments]:
         return *self.misfit(rows, moments), ((moments[0] - self.y[rows]) / self.sigma**2,)
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> Expanded:
         (jacobian,) = columns
         return *self.slopes(rows, moments), jacobian.mT @ jacobian / self.sigma**2
 
@@ -218,7 +219,7 @@ class Dense:
         p = torch.cat([(part @ b).square_().sum(1) for part in root.split(64)])
         return white.square().sum((1, 2)), log_det, (-a, 0.5 * (p - a.square()))
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> Expanded:
         c_columns, v_columns = columns
         root, white, b, log_det = self._whitened(rows, moments)
         w = root @ b
@@ -306,7 +307,7 @@ class Diagonal:
     def slopes(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Moments]:
         return *self.misfit(rows, moments), self._slopes(rows, moments)[0]
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> Expanded:
         c_columns, v_columns = columns
         slopes, p = self._slopes(rows, moments)
         fisher = c_columns.mT @ (p.unsqueeze(2) * c_columns)
@@ -415,7 +416,7 @@ class Scaled:
         misfit, log_det, *slopes = by_parts(of_part, self.dense_chunk, rows, *moments)
         return misfit, log_det, tuple(slopes)
 
-    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> tuple:
+    def fisher(self, rows: Tensor, moments: Moments, columns: Moments) -> Expanded:
         """(R K J)ᵀ(R K J) + ½ tr(Δ_i Δ_j), Δ = R dS Rᵀ along each code, behind what `slopes` gives."""
 
         def of_part(rows: Tensor, *batches: Tensor) -> tuple[Tensor, ...]:

@@ -139,7 +139,7 @@ def main() -> None:
     values, first = {}, params.restore.priors[0]
     for (name, number), (found, _) in solved.items():
         truth = found["truth"] / 255
-        for method in [name for name in found if name not in ("truth", "measured", "std")]:
+        for method in [key for key in found if key not in ("truth", "measured", "std")]:
             image, of_photograph = found[method] / 255, re.sub(r"\W+", "_", str(Path(files[number]).with_suffix("")))
             row = values.setdefault(method, {"whole": {}})["whole"].setdefault(name, {})
             row[f"psnr_db_{of_photograph}"] = psnr_db(np.square(image - truth).mean())

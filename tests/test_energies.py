@@ -1,4 +1,4 @@
-"""Energies of every structure of S against densities, finite differences and dense matrices; LAPACK in place."""
+"""Energies of every structure of S against densities, finite differences and dense matrices."""
 
 from functools import partial
 
@@ -269,7 +269,6 @@ def test_a_covariance_without_a_factor_is_nan_and_leaves_the_others_alone(draw):
 @pytest.mark.parametrize("m", [3, 7])  # whose Fisher matrices are made in different ways
 @pytest.mark.parametrize("kind", ["relaxed", "modulated"])
 def test_a_prior_whose_weights_are_not_frozen_is_searched_as_one_whose_are(draw, kind, m):
-    """What LAPACK factorises in place, torch has to remember how to differentiate."""
     weight = torch.eye(3)
     moments = {"relaxed": curved_moments, "modulated": modulated_moments}[kind](draw)
     operator, y = gaussian_sensing(SHAPE, m, draw), torch.randn(4, m, generator=draw)

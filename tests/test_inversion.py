@@ -11,6 +11,7 @@ from genprior.energies import chapter_objective
 from genprior.inversion import (
     CONVERGED,
     NOT_FINITE,
+    STATUS,
     _secant,
     adam,
     fisher_scoring,
@@ -144,6 +145,21 @@ def test_minimum_behind_a_wall_ends_at_the_wall_and_says_so(draw):
     found = best(energy, find(energy, torch.zeros(1, 1, 2), 200))
     assert found.status == [NOT_FINITE]
     assert 0.9 < found.z.min() <= 1.0
+
+
+def test_a_start_without_a_fisher_matrix_stays_where_it_is(draw):
+    energy = range_energy(lambda z: z, torch.ones(2, 3), 0.1)
+    derivatives = energy.derivatives
+
+    def lacking(z, rows):
+        value, gradient, fisher = derivatives(z, rows)
+        return value, gradient, torch.where(rows[:, None, None] == 0, torch.nan, fisher)
+
+    energy.derivatives = lacking
+    z, value, state = fisher_scoring(energy, torch.zeros(2, 3), torch.arange(2), 10)
+    assert [STATUS[i] for i in state] == [NOT_FINITE, CONVERGED]
+    assert torch.equal(z[0], torch.zeros(3))
+    assert value[1] < value[0] < torch.inf
 
 
 def test_secant_stays_positive_where_the_energy_is_concave(draw):

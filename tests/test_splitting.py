@@ -10,7 +10,7 @@ from skimage.restoration import denoise_tv_chambolle
 
 import genprior
 from genprior import grids
-from genprior.denoising import by_threads, gaussians
+from genprior.denoising import by_threads, codes_of, gaussians
 from genprior.files import InputError
 from genprior.mixture import GaussianMixture, load_mixture, save_mixture
 from genprior.networks import PriorNetwork
@@ -180,22 +180,38 @@ def test_a_networks_photograph_solves_the_equations_of_its_patches_gaussians(dra
     assert found.levels == [0.2]
 
 
-def test_threads_share_a_batch_and_leave_their_number_as_it_was():
-    before, seen = torch.get_num_threads(), []
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
     torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_share_a_batch_and_leave_their_number_as_it_was(three_threads):
+    seen, x = [], torch.arange(200.0)
 
     def squares(x, y):
-        seen.append((torch.get_num_threads(), len(x)))
+        seen.append((len(x), torch.get_num_threads(), torch.is_grad_enabled()))
         return x * y
 
-    x = torch.arange(7.0)
-    found = by_threads(squares, x, x), by_threads(squares, x[:1], x[:1])
+    torch.testing.assert_close(by_threads(squares, x, x), x.square())
+    assert sorted(seen) == [(8, 1, False), *[(64, 1, False)] * 3]
+    with pytest.raises(ZeroDivisionError):
+        by_threads(lambda x: x + 1 // 0, x)
     with ThreadPoolExecutor(1) as pool:
-        left = torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
-    torch.set_num_threads(before)
-    torch.testing.assert_close(found, (x.square(), x[:1].square()))
-    assert sorted(seen) == [(1, 2), (1, 2), (1, 3), (3, 1)]
-    assert left == (3, 3)
+        assert (torch.get_num_threads(), pool.submit(torch.get_num_threads).result()) == (3, 3)
+
+
+def test_codes_do_not_depend_on_threads(draw, three_threads):
+    torch.manual_seed(0)
+    prior = Prior(PriorNetwork(SHAPE, 3, [5], "silu", "modulated", encoder="variational"))
+    patches = torch.rand(150, 1, *SHAPE, generator=draw)
+    with torch.no_grad():
+        _, found = codes_of(prior, patches, 0.2, patches, 3)
+        torch.set_num_threads(1)
+        _, expected = codes_of(prior, patches, 0.2, patches, 3)
+    torch.testing.assert_close(found, expected)
 
 
 def test_codes_that_say_nothing_leave_samples_of_one_gaussian(draw):

@@ -9,13 +9,13 @@ copy z_i, as far from P_i x as noise of a level τ. Patches are then denoised at
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
-while τ falls. Zoran & Weiss 2011, section 4.
+while τ falls, to 0 at the end where A = I: x is the mean of the z_i. Zoran & Weiss 2011, section 4.
 
 At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the posterior of the whole photograph:
 
     x | y ~ N(x̂, Λ⁻¹),   Λ = AᵀA / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i,   Λ x̂ = Aᵀy / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i.
 
-Where A = I or leaves out pixels or frequencies, x̂ is the result, of priors with codes. A blur's is what the splitting
+Where A leaves out pixels or frequencies, x̂ is the result, of priors with codes. A blur's is what the splitting
 ends at: x̂, where E is lowest, overdoes what the blur has weakened. So it is with mixtures: one patch that is given to
 too smooth a component outweighs all others in Λ, and not in a mean. Papandreou & Yuille 2010 draw from such posteriors
 by perturbed equations.
@@ -24,7 +24,7 @@ Codes are in doubt too, above all of what y does not show. Gibbs sampling draws 
 
     z_i ~ q(z | P_i x),   x ~ N(x̂, Λ⁻¹) at these codes,
 
-q the variational encoder. Where A = I, x stays at the codes of y, since q knows no patches with the noise of samples.
+q the variational encoder. Where A = I, codes stay at those of y, since q knows no patches with the noise of samples.
 """
 
 import math
@@ -47,6 +47,7 @@ from genprior.streams import generator_of, stream
 from genprior.views import View
 
 DENOISING = (1, 4, 8, 16, 32)  # σ² / τ² of the passes where A = I. Zoran & Weiss 2011, section 5
+TWICE = (1, 3)  # the same of priors with codes, whose passes cost more: all five would add 0.01 to 0.06 dB
 PASSES, MORE_PASSES = 12, 25  # of other A; of those that leave much to the prior, where it is not in equations
 FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last is σ: log-spaced, as Zhang et al. 2021
 LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
@@ -124,8 +125,8 @@ class RestoredImage:
     def samples(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
         """Photographs as likely as x: (count, 1, H, W).
 
-        Of A = I, and of a prior without a variational encoder, x + N(0, Λ⁻¹) at the codes of x. Else codes are drawn
-        too, by Gibbs sampling from x.
+        Of A = I x + N(0, Λ⁻¹) at the codes of y, and of a prior without a variational encoder at those of x. Else codes
+        are drawn too, by Gibbs sampling from x.
         """
         generator, count = generator_of(seed, "photographs"), whole_number("count", count)
         if self.redraw is not None:
@@ -171,21 +172,22 @@ def restore_image(
     with refused(operator, "A_adjoint", y):
         adjoint = operator.A_adjoint(y)
     selects = isinstance(operator, Identity | Inpainting | FourierSampling)
-    solved = selects and isinstance(prior, View)  # by its equations, in the last pass
-    if isinstance(operator, Identity):
-        x, levels = y, [sigma] if solved else [sigma / beta**0.5 for beta in DENOISING]
+    alone = isinstance(operator, Identity)
+    solved = selects and not alone and isinstance(prior, View)  # by its equations, in the last pass
+    if alone:
+        x, levels = y, [sigma / beta**0.5 for beta in (TWICE if isinstance(prior, View) else DENOISING)]
     else:
         last, passes = min(FIRST, max(sigma, LEAST_LEVEL)), MORE_PASSES if selects and not solved else PASSES
         x, levels = smooth_guess(operator, adjoint, sigma), np.geomspace(FIRST, last, passes).tolist()
     for done, level in enumerate(levels[: len(levels) - solved], 1):
         z = step(x, level)
-        ratio = (level / sigma) ** 2
+        ratio = 0.0 if alone and done == len(levels) else (level / sigma) ** 2
         normal = lambda v, ratio=ratio: ratio * operator.A_adjoint(operator.A(v)) + v  # noqa: E731
         x = conjugate_gradients(normal, ratio * adjoint + z, z)
         progress(done, levels, x)
     if callable(prior):
         return RestoredImage(x, levels, sigma, None)
-    law = cache(partial(step.posterior, y, x, levels[-1]))
+    law = cache(partial(step.posterior, y, *((y, sigma) if alone else (x, levels[-1]))))
     if solved:
         x = law().mean(x)
         progress(len(levels), levels, x)

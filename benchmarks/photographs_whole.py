@@ -4,13 +4,14 @@
     python -m benchmarks.photographs_whole ... --methods mixture svae --every 8              # some, a photograph in 8
     python -m benchmarks.photographs_whole ... --problems blur_1 inpaint_80 --kernels FILE   # other problems
 
-Both priors are trained on 8 × 8 patches of all training photographs: the mixture of 200 components without the patch's
-mean by at most 30 steps of EM on 200,000 patches, as EPLL's; what else there is as params.yaml says. The folder --keep
-keeps them, and what each method made of each photograph; a stopped run goes on, unless you remove it. Every method
-gets the same measurement and the true σ, in a process of one thread, two side by side. Total variation has its usual
-weight for noise, and else that which restores two training photographs best. BM3D is PyPI's `bm3d`, which is no
-dependency: its licence allows no commercial use. DnCNN is KAIR's dncnn_25, for σ = 25 alone. Kernels are Levin et al.'s
-(2009), an array each of an .npz file. Blurs keep what lies within the borders, and errors are of that.
+Priors are trained on patches of all training photographs: the mixture of 200 components without the patch's mean on
+8 × 8 pixels by at most 30 steps of EM on 200,000 patches, as EPLL's; the structured VAE as params.yaml says, on 16 × 16
+pixels for noise and missing pixels, on 8 × 8 for blur and × 2: so photographs that training left out are restored best.
+The folder --keep keeps them, and what each method made of each photograph; a stopped run goes on, unless you remove it.
+Every method gets the same measurement and the true σ, in a process of one thread, two side by side. Total variation has
+its usual weight for noise, and else that which restores two training photographs best. BM3D is PyPI's `bm3d`, which is
+no dependency: its licence allows no commercial use. DnCNN is KAIR's dncnn_25, for σ = 25 alone. Kernels are Levin et
+al.'s (2009), an array each of an .npz file. Blurs keep what lies within the borders, and errors are of that.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from pipeline.processes import side_by_side
 from pipeline.run import run, set_up
 from stages import restore, train_svae
 
-SIDE, STRIDE = (8, 8), {"mixture": 2, "svae": 4}
+WIDE = ("noise", "inpaint")  # problems for which the structured VAE has 16 × 16 pixels
 METHODS = {  # and the problems that they know, where not all
     "mixture": None,
     "svae": None,
@@ -61,25 +62,32 @@ PUBLISHED = {  # means over BSD68, as Zhang et al. 2017 print them, table II
 }
 
 
-def train(what: str, folder: Path, params: Params, path: Path) -> None:
+def prior_of(method: str, problem: str) -> str:
+    """The file of a prior: its patches have so many pixels to a side."""
+    return f"{method}_{16 if method == 'svae' and problem.startswith(WIDE) else 8}.safetensors"
+
+
+def train(path: Path, folder: Path, params: Params) -> None:
     """Train a prior on the patches of a folder's photographs, and keep it, where that is not done."""
     if path.is_file():
         return
     set_up(params)
+    what, side = path.stem.split("_")
+    shape, files = (int(side), int(side)), sorted(folder.glob("[!.]*"))
     begin, draw = time.perf_counter(), np.random.default_rng(0)
-    patches = np.concatenate([cut_patches(read_photograph(file), SIDE, 2) for file in sorted(folder.glob("[!.]*"))])
+    patches = np.concatenate([cut_patches(read_photograph(file), shape, 2) for file in files])
     patches = patches[draw.permutation(len(patches))[:600_000]]
     if what == "mixture":
         x = (patches[:200_000].reshape(-1, 64) + draw.random((200_000, 64)) - 0.5) / 255
         found = classical.fit_gaussian_prior(
-            x, dct_basis(*SIDE), 200, 30, params.baselines.mixture_strength, params.seed, apart=True
+            x, dct_basis(*shape), 200, 30, params.baselines.mixture_strength, params.seed, apart=True
         )
-        save_mixture(GaussianMixture(found.weight, found.mean, found.covariance, SIDE), path)
+        save_mixture(GaussianMixture(found.weight, found.mean, found.covariance, shape), path)
     else:
         patches = torch.from_numpy(patches)[:, None]
         network, _ = train_svae.train(patches[2000:], patches[:2000], params.network, params.train_svae, params.seed)
         save_network(network, path)
-    print(f"{what}: trained in {time.perf_counter() - begin:.0f} s", flush=True)
+    print(f"{path.stem}: trained in {time.perf_counter() - begin:.0f} s", flush=True)
 
 
 def dncnn(y: torch.Tensor, file: Path) -> torch.Tensor:
@@ -113,7 +121,13 @@ def posed(problem: str, x: torch.Tensor, args: argparse.Namespace) -> tuple[Line
 
 @torch.no_grad()
 def restored(
-    method: str, operator: LinearOperator, y: torch.Tensor, sigma: float, weight: float, args: argparse.Namespace
+    method: str,
+    problem: str,
+    operator: LinearOperator,
+    y: torch.Tensor,
+    sigma: float,
+    weight: float,
+    args: argparse.Namespace,
 ) -> RestoredImage | np.ndarray:
     """A photograph (1, 1, H, W) from what was measured."""
     picture = y.squeeze().numpy()
@@ -130,7 +144,7 @@ def restored(
             return bm3d.bm3d(picture, sigma)
         case "dncnn":
             return dncnn(y, args.dncnn).numpy()
-    return restore_image(load(args.keep / f"{method}.safetensors"), operator, y, sigma, STRIDE[method])
+    return restore_image(load(args.keep / prior_of(method, problem)), operator, y, sigma)
 
 
 def photograph(file: str) -> torch.Tensor:
@@ -152,7 +166,7 @@ def weigh(args: argparse.Namespace, params: Params, problem: str) -> float:
     for file in sorted(args.train.glob("[!.]*"))[:2]:
         x = photograph(str(file))
         operator, sigma, y = posed(problem, x, args)
-        found = (error(restored("tv", operator, y, sigma, weight, args), operator, x) for weight in tried)
+        found = (error(restored("tv", problem, operator, y, sigma, weight, args), operator, x) for weight in tried)
         errors += [np.log(np.square(off).mean()) for off in found]
     return tried[int(errors.argmin())]
 
@@ -169,7 +183,7 @@ def work(
     x = photograph(file)
     operator, sigma, y = posed(problem, x, args)
     begin = time.perf_counter()
-    found = restored(method, operator, y, sigma, weights.get(problem), args)
+    found = restored(method, problem, operator, y, sigma, weights.get(problem), args)
     seconds, off = time.perf_counter() - begin, error(found, operator, x)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     row = {"psnr": psnr_db(np.square(off).mean()), "seconds": seconds, "memory": memory, "held": np.nan}
@@ -221,8 +235,9 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=NOISE)
     parser.add_argument("--every", type=int, default=1)
     args, params = parser.parse_args(), load_params("params.yaml")
-    for what in {"mixture", "svae"} & {*args.methods}:
-        train(what, args.train, params, args.keep / f"{what}.safetensors")
+    methods = [method for method in ("mixture", "svae") if method in args.methods]
+    for name in sorted({prior_of(method, problem) for method in methods for problem in args.problems}):
+        train(args.keep / name, args.train, params)
     blurred = [problem for problem in args.problems if problem not in NOISE] if "tv" in args.methods else []
     weights = side_by_side(partial(weigh, args, params), blurred, params.threads, "total variation") if blurred else {}
     files = [str(file) for file in sorted(args.test.glob("[!.]*"))[:: args.every]]

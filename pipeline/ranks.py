@@ -128,6 +128,7 @@ def _none_lost() -> Iterator[None]:
 def start(options: str) -> None:
     """Run this stage under torchrun in place of this process, and end as its first rank to fail does."""
     os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's own: what went wrong is said in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # gloo warns of hosts without a reverse name
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it; `set_up` sets what params.yaml says
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException

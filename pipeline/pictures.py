@@ -45,6 +45,13 @@ def panel_figure(path: str | Path, panels: dict[str, np.ndarray], across: int) -
     save_figure(path, figure)
 
 
+def telling(x: np.ndarray, count: int) -> np.ndarray:
+    """Which patches (N, h, w) are shown, by contrast from the median's to the highest: flat ones look alike."""
+    order = x.std((1, 2)).argsort()
+    order = order[-max(count, len(order) // 2) :]
+    return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+
+
 def reconstruction_figure(path: str | Path, rows: dict[str, np.ndarray], title: str) -> None:
     """Truth, what the measurement alone says, and every method's estimate: one labelled row of patches each."""
     count = len(next(iter(rows.values())))

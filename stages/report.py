@@ -50,14 +50,15 @@ def draw_reconstructions(
     estimates: dict[str, np.ndarray], posteriors: dict[str, np.ndarray], x: np.ndarray, params: Params
 ) -> None:
     """For each problem every method's estimates below the truth; for each prior its posterior of one problem."""
-    count, problems = params.report.pictures, list(params.problems)
+    problems, shown = list(params.problems), pictures.telling(x, params.report.pictures)
     for i, problem in enumerate(problems):
-        rows = {"truth": x[:count]} | {title: array[i, :count] for title, array in estimates.items()}
+        rows = {"truth": x[shown]} | {title: array[i, shown] for title, array in estimates.items()}
         pictures.reconstruction_figure(TARGET / f"reconstructions_{problem}.png", rows, problem)
     at, blind = problems.index(params.report.posterior), NAMES["minimum_norm"]
     for name, array in posteriors.items():
-        drawn = array[at, :count]
-        rows = {"truth": x[: len(drawn)], blind: estimates[blind][at, : len(drawn)]}
+        shown = pictures.telling(x[: array.shape[1]], params.report.pictures)
+        drawn = array[at, shown]
+        rows = {"truth": x[shown], blind: estimates[blind][at, shown]}
         rows |= {f"sample {i + 1}": drawn[:, i] for i in range(4)}
         rows |= {"posterior mean": drawn[:, 4], "standard deviation × 5": 5 * drawn[:, 5]}
         pictures.reconstruction_figure(TARGET / f"posterior_{name}.png", rows, f"{NAMES[name]}, {problems[at]}")

@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["mixture", "tv", "nlm"])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=NOISE)
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--page", type=Path, default=Path("benchmarks/photographs_whole.md"))
     args, params = parser.parse_args(), load_params("params.yaml")
     methods = [method for method in ("mixture", "svae") if method in args.methods]
     for name in sorted({prior_of(method, problem) for method in methods for problem in args.problems}):
@@ -252,7 +253,7 @@ def main() -> None:
     rows = [dict(zip(("method", "problem", "photograph"), task, strict=True)) | row for task, row in found.items()]
     text = page(pd.DataFrame(rows), len(files), args)
     print(text)
-    write_text("benchmarks/photographs_whole.md", text)
+    write_text(args.page, text)
 
 
 if __name__ == "__main__":

@@ -106,13 +106,17 @@ class PhotographPosterior:
 
 @dataclass(frozen=True)
 class RestoredImage:
-    """A photograph restored: x (1, 1, H, W), the noise levels τ of the passes, and σ."""
+    """A photograph restored: x (1, 1, H, W), the noise levels τ of the passes, and σ.
+
+    beside: whether samples lie around x̂ beside it, and not around x.
+    """
 
     x: Tensor
     levels: list[float]
     sigma: float
     law: Callable[[], PhotographPosterior] | None
     redraw: Callable[[Tensor, torch.Generator], PhotographPosterior] | None = None
+    beside: bool = False
 
     @cached_property
     def posterior(self) -> PhotographPosterior:
@@ -125,8 +129,8 @@ class RestoredImage:
     def samples(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
         """Photographs as likely as x: (count, 1, H, W).
 
-        Of A = I x + N(0, Λ⁻¹) at the codes of y, and of a prior without a variational encoder at those of x. Else codes
-        are drawn too, by Gibbs sampling from x.
+        Of A = I N(x̂, Λ⁻¹) at the codes of y. Of a mixture, and of a prior without a variational encoder, x + N(0, Λ⁻¹).
+        Else codes are drawn too, by Gibbs sampling from x.
         """
         generator, count = generator_of(seed, "photographs"), whole_number("count", count)
         if self.redraw is not None:
@@ -136,11 +140,12 @@ class RestoredImage:
                 found.append(x)
             return torch.cat(found[SWEEPS:])
         parts = [min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER)]
-        return self.x + torch.cat([self.posterior.deviations(part, generator) for part in parts])
+        centre = self.posterior.mean(self.x) if self.beside else self.x
+        return centre + torch.cat([self.posterior.deviations(part, generator) for part in parts])
 
     @torch.no_grad()
     def std(self, samples: int = SAMPLES, seed: int | torch.Generator = 0) -> Tensor:
-        """The standard deviation of each pixel, from so many samples: (1, 1, H, W)."""
+        """How far so many samples are from x in each pixel, the root of the mean square: (1, 1, H, W)."""
         return (self.samples(samples, seed) - self.x).square().mean(0, keepdim=True).sqrt()
 
 
@@ -191,8 +196,9 @@ def restore_image(
     if solved:
         x = law().mean(x)
         progress(len(levels), levels, x)
-    in_doubt = isinstance(prior, View) and prior.network.is_variational and not isinstance(operator, Identity)
-    return RestoredImage(x, levels, sigma, law, partial(step.redrawn, y) if in_doubt else None)
+    in_doubt = isinstance(prior, View) and prior.network.is_variational and not alone
+    redraw = partial(step.redrawn, y) if in_doubt else None
+    return RestoredImage(x, levels, sigma, law, redraw, alone and isinstance(prior, View))
 
 
 def estimated(y: Tensor, operator: object) -> float:

@@ -191,6 +191,9 @@ def test_a_networks_photograph_is_the_mean_of_its_patches_denoised_twice(draw):
     white = np.einsum("pnm,pn->pm", root, mean.double().numpy())
     expected = np.linalg.solve(precision, y.numpy().ravel() / 0.2**2 + np.einsum("pni,pn->i", local, white) / 24)
     np.testing.assert_allclose(found.posterior.mean(y).numpy().ravel(), expected, atol=2e-3)
+    off, variance = found.x.double().numpy().ravel() - expected, np.diag(np.linalg.inv(precision))
+    assert np.abs(off).max() > 0.3 * variance.max() ** 0.5  # so that it counts
+    np.testing.assert_allclose(found.std(2000).numpy().ravel(), np.sqrt(variance + off**2), rtol=0.08)
 
 
 @pytest.fixture

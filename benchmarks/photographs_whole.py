@@ -4,14 +4,15 @@
     python -m benchmarks.photographs_whole ... --methods mixture svae --every 8              # some, a photograph in 8
     python -m benchmarks.photographs_whole ... --problems blur_1 inpaint_80 --kernels FILE   # other problems
 
-Priors are trained on patches of all training photographs: the mixture of 200 components without the patch's mean on
-8 × 8 pixels by at most 30 steps of EM on 200,000 patches, as EPLL's; the structured VAE as params.yaml says, on 16 × 16
-pixels for noise and missing pixels, on 8 × 8 for blur and × 2: so photographs that training left out are restored best.
-The folder --keep keeps them, and what each method made of each photograph; a stopped run goes on, unless you remove it.
-Every method gets the same measurement and the true σ, in a process of one thread, two side by side. Total variation has
-its usual weight for noise, and else that which restores two training photographs best. BM3D is PyPI's `bm3d`, which is
-no dependency: its licence allows no commercial use. DnCNN is KAIR's dncnn_25, for σ = 25 alone. Kernels are Levin et
-al.'s (2009), an array each of an .npz file. Blurs keep what lies within the borders, and errors are of that.
+Priors are trained on patches of all training photographs: the mixture of 200 components without the patch's mean on 8 ×
+8 pixels by at most 30 steps of EM on 200,000 patches, as EPLL's; the structured VAE as params.yaml says, on 16 × 16
+pixels for noise and missing pixels, on 8 × 8 for blur and × 2: these did best on photographs of train400 that training
+left out. The folder --keep keeps them, and what each method made of each photograph; a stopped run goes on, unless you
+remove it. Every method gets the same measurement and the true σ, in a process of one thread, two side by side. Total
+variation has its usual weight for noise, and else that which restores two training photographs best. BM3D is PyPI's
+`bm3d`, which is no dependency: its licence allows no commercial use. DnCNN is KAIR's dncnn_25, for σ = 25 alone.
+Kernels are Levin et al.'s (2009), an array each of an .npz file. Blurs keep what lies within the borders, and errors
+are of that.
 """
 
 import argparse
@@ -212,7 +213,8 @@ def page(found: pd.DataFrame, count: int, args: argparse.Namespace) -> str:
     parts = [
         "# Whole photographs",
         f"Written by `python -m benchmarks.photographs_whole {' '.join(words)}`: {count} photographs. "
-        "PSNR in dB, means over photographs; published means are over all 68 of BSD68:",
+        "PSNR in dB, means over photographs; published means are over all 68 of BSD68. Patches of the mixture have "
+        "8 × 8 pixels, of the structured VAE 16 × 16 for noise and missing pixels, else 8 × 8:",
         markdown(["", *problems], psnr.reset_index().to_numpy()),
         "Differences to the mixture, with 95 % bootstrap intervals over photographs:",
         markdown(["", *problems], ([name, *(row.get(at, "") for at in problems)] for name, row in pairs.items())),

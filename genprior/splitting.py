@@ -9,16 +9,16 @@ copy z_i, as far from P_i x as noise of a level τ. Patches are then denoised at
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
-while τ falls, to 0 at the end where A = I: x is the mean of the z_i. Zoran & Weiss 2011, section 4.
+while τ falls. Where A = I, the last x is the mean of the z_i, not mixed with y again. Zoran & Weiss 2011, section 4.
 
 At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the posterior of the whole photograph:
 
     x | y ~ N(x̂, Λ⁻¹),   Λ = AᵀA / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i,   Λ x̂ = Aᵀy / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i.
 
-Where A leaves out pixels or frequencies, x̂ is the result, of priors with codes. A blur's is what the splitting
-ends at: x̂, where E is lowest, overdoes what the blur has weakened. So it is with mixtures: one patch that is given to
-too smooth a component outweighs all others in Λ, and not in a mean. Papandreou & Yuille 2010 draw from such posteriors
-by perturbed equations.
+Where A leaves out pixels or frequencies, x̂ is the result, of priors with codes. Else it is what the splitting ends at.
+After a blur x̂, where E is lowest, overdoes what the blur has weakened. Where A = I, later passes see cleaner patches.
+Of a mixture, one patch that is given to too smooth a component outweighs all others in Λ, and not in a mean.
+Papandreou & Yuille 2010 draw from such posteriors by perturbed equations.
 
 Codes are in doubt too, above all of what y does not show. Gibbs sampling draws them and the photograph in turn,
 
@@ -47,7 +47,7 @@ from genprior.streams import generator_of, stream
 from genprior.views import View
 
 DENOISING = (1, 4, 8, 16, 32)  # σ² / τ² of the passes where A = I. Zoran & Weiss 2011, section 5
-TWICE = (1, 3)  # the same of priors with codes, whose passes cost more: all five would add 0.01 to 0.06 dB
+TWICE = (1, 3)  # the same of priors with codes, whose passes cost more: all five would add at most 0.06 dB at 16 × 16
 PASSES, MORE_PASSES = 12, 25  # of other A; of those that leave much to the prior, where it is not in equations
 FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last is σ: log-spaced, as Zhang et al. 2021
 LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
@@ -108,7 +108,7 @@ class PhotographPosterior:
 class RestoredImage:
     """A photograph restored: x (1, 1, H, W), the noise levels τ of the passes, and σ.
 
-    beside: whether samples lie around x̂ beside it, and not around x.
+    beside: whether the posterior's mean x̂ is another photograph than x, and samples lie around it.
     """
 
     x: Tensor
@@ -127,10 +127,10 @@ class RestoredImage:
 
     @torch.no_grad()
     def samples(self, count: int, seed: int | torch.Generator = 0) -> Tensor:
-        """Photographs as likely as x: (count, 1, H, W).
+        """Draws of the posterior: (count, 1, H, W).
 
-        Of A = I N(x̂, Λ⁻¹) at the codes of y. Of a mixture, and of a prior without a variational encoder, x + N(0, Λ⁻¹).
-        Else codes are drawn too, by Gibbs sampling from x.
+        Where A = I, N(x̂, Λ⁻¹) at the codes of y. Else codes are drawn too, by Gibbs sampling from x. Of a mixture, and
+        with other A of a prior without a variational encoder, x + N(0, Λ⁻¹).
         """
         generator, count = generator_of(seed, "photographs"), whole_number("count", count)
         if self.redraw is not None:
@@ -167,12 +167,14 @@ def restore_image(
     from patch to patch, by default half of the patch's shorter side, of a mixture's a quarter. The grid begins
     elsewhere in each pass, as the seed has it. Beyond its borders the photograph is taken as mirrored. progress: told
     after each pass how many are done, the levels and x.
-    InputError for a sigma that is none or 0, or cannot be estimated, a stride that is none, or an operator without
-    adjoint.
+    InputError for a sigma that is none or 0, or cannot be estimated, a stride that is none, an operator without
+    adjoint, or a range.
     """
     sigma = estimated(y, operator) if sigma is None else sigma
     if nonnegative("sigma", sigma) == 0:
         raise InputError("sigma = 0: above 0 would be right; 1/1000 for a measurement without noise")
+    if isinstance(prior, View) and prior.covariance == "none":
+        raise InputError("prior.range leaves no residual covariance to patches: prior would be right")
     step = prior if callable(prior) else ByPatches(prior, stride, seed, operator, sigma)
     with refused(operator, "A_adjoint", y):
         adjoint = operator.A_adjoint(y)

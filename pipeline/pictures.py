@@ -47,7 +47,7 @@ def panel_figure(path: str | Path, panels: dict[str, np.ndarray], across: int) -
 
 def telling(x: np.ndarray, count: int) -> np.ndarray:
     """Which patches (N, h, w) are shown, by contrast from the median's to the highest: flat ones look alike."""
-    order = x.std((1, 2)).argsort()
+    order = x.std((1, 2)).argsort(kind="stable")
     order = order[-max(count, len(order) // 2) :]
     return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
 

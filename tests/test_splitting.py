@@ -166,6 +166,8 @@ def test_a_networks_photograph_is_the_mean_of_its_patches_denoised_twice(draw):
     network.coefficients.fit(torch.rand(500, 1, *SHAPE, generator=draw))
     prior = Prior(network.eval().requires_grad_(False))
     y = torch.rand(1, 1, 7, 9, generator=draw)
+    with pytest.raises(InputError, match="range leaves no residual covariance"):
+        restore_image(prior.range, Identity(), y, 0.2)
     found = restore_image(prior, Identity(), y, 0.2, stride=1)
     assert found.levels == [0.2, pytest.approx(0.2 / 3**0.5)]
     patches = by_hand(y, [0, 0], 1)
@@ -194,6 +196,20 @@ def test_a_networks_photograph_is_the_mean_of_its_patches_denoised_twice(draw):
     off, variance = found.x.double().numpy().ravel() - expected, np.diag(np.linalg.inv(precision))
     assert np.abs(off).max() > 0.3 * variance.max() ** 0.5  # so that it counts
     np.testing.assert_allclose(found.std(2000).numpy().ravel(), np.sqrt(variance + off**2), rtol=0.08)
+
+
+def test_a_mixtures_components_are_those_of_the_noisy_patches(draw, mixture):
+    y = 0.5 + 0.2 * torch.randn(1, 1, 7, 9, generator=draw)
+    found = restore_image(mixture, Identity(), y, 0.1, stride=1)
+    patches = by_hand(y, [0, 0], 1)
+    noisy = torch.from_numpy(patches @ y.double().numpy().ravel()).float().reshape(-1, 1, *SHAPE)
+    values, vectors = np.linalg.eigh(mixture.covariance)
+    inverses = (vectors / values.clip(1e-9)[:, None]) @ vectors.swapaxes(1, 2)
+    own, local = inverses[mixture.likeliest(noisy, 0.1)], patches.reshape(-1, 24, 63)
+    expected = np.eye(63) / 0.1**2 + np.einsum("pni,pnm,pmj->ij", local, own, local) / 24
+    columns = found.posterior.precision(torch.eye(63).reshape(63, 1, 7, 9)).flatten(1).numpy()
+    np.testing.assert_allclose(columns, expected, atol=1e-4 * np.abs(expected).max())
+    assert len({*mixture.likeliest(noisy, 0.1).tolist()}) > 1
 
 
 @pytest.fixture
@@ -328,6 +344,8 @@ def test_any_denoiser_is_taken(learned):
     found = restore_image(lambda z, level: levels.append(level) or z, Identity(), y, 0.05)
     torch.testing.assert_close(found.x, y)
     assert levels == found.levels
+    grey = restore_image(torch.full_like, Identity(), y, 0.05)
+    assert torch.equal(grey.x, torch.full_like(y, levels[-1]))  # the last z, not mixed with y
     with pytest.raises(InputError, match="a denoiser without a prior"):
         found.std()
 

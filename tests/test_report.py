@@ -21,7 +21,7 @@ from conftest import PARAMS, ROOT, tiny
 from PIL import Image
 
 from genprior.networks import PriorNetwork
-from pipeline import page, tables
+from pipeline import page, pictures, tables
 from pipeline.files import write_array, write_csv, write_metrics
 from pipeline.params import PRIORS as NAMES
 from pipeline.params import Params
@@ -336,3 +336,10 @@ def test_fewer_measurements_is_the_shift_between_curves():
     assert list(ratio.index) == ["prior"]
     np.testing.assert_allclose(ratio.loc["prior", [5, 10, 20, 40]], 4)
     assert ratio.loc["prior", [80, 160]].isna().all()  # Lasso never gets there
+
+
+def test_pictures_show_patches_from_median_contrast_to_the_highest():
+    contrasts = np.array([3, 9, 0, 5, 7, 1, 8, 2, 6, 4])
+    x = contrasts[:, None, None] * np.array([[0.0, 0.01], [0.02, 0.03]])
+    assert contrasts[pictures.telling(x, 3)].tolist() == [5, 7, 9]
+    assert contrasts[pictures.telling(x, 20)].tolist() == list(range(10))

@@ -4,8 +4,8 @@
     python -m benchmarks.photographs_whole ... --methods mixture svae --every 8              # some, a photograph in 8
     python -m benchmarks.photographs_whole ... --problems blur_1 inpaint_80 --kernels FILE   # other problems
 
-Priors are trained on patches of all training photographs: the mixture of 200 components without the patch's mean on 8 ×
-8 pixels by at most 30 steps of EM on 200,000 patches, as EPLL's; the structured VAE as params.yaml says, on 16 × 16
+Priors are trained on patches of all training photographs: the mixture of 200 components without the patch's mean, on
+8 × 8 pixels by at most 30 steps of EM on 200,000 patches, as EPLL's; the structured VAE as params.yaml says, on 16 × 16
 pixels for noise and missing pixels, on 8 × 8 for blur and × 2: these did best on photographs of train400 that training
 left out. The folder --keep keeps them, and what each method made of each photograph; a stopped run goes on, unless you
 remove it. Every method gets the same measurement and the true σ, in a process of one thread, two side by side. Total
@@ -209,7 +209,7 @@ def page(found: pd.DataFrame, count: int, args: argparse.Namespace) -> str:
             pairs.setdefault(method, {})[problem] = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row)
     folders = {"--train": args.train, "--test": args.test, "--dncnn": args.dncnn, "--kernels": args.kernels}
     words = [word for option, path in folders.items() if path is not None for word in (option, path.name)]
-    words += ["--methods", *args.methods, "--problems", *problems, "--every", str(args.every)]
+    words += ["--methods", *args.methods, "--problems", *problems, "--every", str(args.every), "--page", str(args.page)]
     parts = [
         "# Whole photographs",
         f"Written by `python -m benchmarks.photographs_whole {' '.join(words)}`: {count} photographs. "

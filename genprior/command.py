@@ -259,7 +259,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="take this part")
     add("--simulate", action="store_true", help="IMAGE is clean: blur or shrink it, add noise, and print the PSNR")
     add("--out", default="restored.png", help="the PNG, TIFF or JPEG to write (%(default)s)")
-    add("--std", metavar="MAP", help="write a PNG of how far each pixel may be off, too: samples' distance from it")
+    add("--std", metavar="MAP", help="write a PNG of how far each pixel may be off, too: standard deviations")
     restoring.set_defaults(work=restore)
 
     args = parser.parse_args(words)

@@ -39,7 +39,8 @@ def strips(x: Tensor, shape: tuple[int, int], stride: int, offset: list[int]) ->
     """
     starts, pixels = [], []
     for side, patch, begin in zip(x.shape[2:], shape, offset, strict=True):
-        starts.append(torch.arange(begin + stride - patch, side, stride))
+        first = 1 - patch  # of all corners whose patch holds a pixel
+        starts.append(torch.arange(first + (begin - first) % stride, side, stride))
         covered = torch.arange(int(starts[-1][0]), int(starts[-1][-1]) + patch)
         pixels.append(mirrored(covered, side).to(x.device))
     together, found = max(1, TOGETHER // len(starts[1])), []

@@ -36,7 +36,7 @@ def mixture():
 
 
 @pytest.mark.parametrize("size", [(4, 6), (11, 9), (30, 41)])
-@pytest.mark.parametrize(("stride", "seed"), [(1, 0), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("stride", "seed"), [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)])
 def test_patches_left_as_they_are_give_the_photograph_back(draw, size, stride, seed, monkeypatch):
     x = torch.rand(1, 1, *size, generator=draw)
     monkeypatch.setattr(grids, "TOGETHER", 40)  # several strips
@@ -55,8 +55,12 @@ def by_hand(x: torch.Tensor, offset: list[int], stride: int) -> np.ndarray:
     """P of all patches of a photograph continued by its mirror images, as one matrix (P 24, H W)."""
     height, width = x.shape[2:]
     index, rows = np.pad(np.arange(height * width).reshape(height, width), 12, "symmetric"), []
-    for i in range(offset[0] + stride - 4, height, stride):
-        for j in range(offset[1] + stride - 6, width, stride):
+    corners = [
+        [at for at in range(1 - patch, side) if at % stride == begin]
+        for side, patch, begin in zip((height, width), SHAPE, offset, strict=True)
+    ]
+    for i in corners[0]:
+        for j in corners[1]:
             patch = index[12 + i : 16 + i, 12 + j : 18 + j].ravel()
             rows.append(np.eye(height * width)[patch])
     return np.concatenate(rows)

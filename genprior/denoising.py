@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genprior.batches import by_parts
-from genprior.energies import Energy, denoising_energy
+from genprior.energies import denoising_energy
 from genprior.inversion import fisher_scoring
 from genprior.problem import noise_like
 from genprior.views import Prior
@@ -34,6 +34,10 @@ class Whitening:
     def _d(self) -> Tensor | float:
         return 1.0 if self.scales is None else self.scales @ self.fields
 
+    def diagonal(self) -> Tensor:
+        """The diagonals of Σ⁻¹: (P, n)."""
+        return (1 / self.v) @ self.basis.square().T / self._d**2
+
     def whitened(self, x: Tensor) -> Tensor:
         """Wᵀx, which is white for x ~ N(0, Σ): (S, P, n) -> (S, P, n)."""
         return (x / self._d) @ self.basis / self.v.sqrt()
@@ -43,8 +47,9 @@ class Whitening:
         return (e / self.v.sqrt()) @ self.basis.T / self._d
 
 
-def codes_of(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> tuple[Energy, Tensor]:
-    """The energy of noisy patches y = x + level · e, e ~ N(0, I), and codes (N, k) near the likeliest.
+@torch.no_grad()
+def codes_of(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> Tensor:
+    """Codes (N, k) near the likeliest of noisy patches y = x + level · e, e ~ N(0, I).
 
     Some steps of Fisher scoring start at the encoder's codes of the guide, patches with little noise; at 0 without an
     encoder.
@@ -59,7 +64,7 @@ def codes_of(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: 
         return fisher_scoring(energy, start, rows, steps, tolerance=TOLERANCE)[0]
 
     rows = torch.arange(len(patches), device=patches.device)
-    return energy, by_threads(sought, start, rows) if steps else start
+    return by_threads(sought, start, rows) if steps else start
 
 
 def by_threads(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
@@ -86,25 +91,21 @@ def _begin_thread() -> None:
 
 
 @torch.no_grad()
-def denoise(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> Tensor:
-    """E[x | y, z] of noisy patches y = x + level · e, e ~ N(0, I), at codes of `codes_of`: (N, 1, h, w) -> the same."""
-    energy, z = codes_of(prior, patches, level, guide, steps)
+def denoise(prior: Prior, patches: Tensor, level: float, z: Tensor) -> Tensor:
+    """E[x | y, z] of noisy patches y = x + level · e, e ~ N(0, I), at codes (N, k): (N, 1, h, w) -> the same."""
+    energy = denoising_energy(prior, patches, level)
     return by_parts(energy.estimate, energy.chunk, z, torch.arange(len(z), device=z.device))
 
 
 @torch.no_grad()
-def gaussians(prior: Prior, patches: Tensor, level: float, guide: Tensor, steps: int) -> tuple[Tensor, Whitening]:
-    """G(T(z)) (N, n) and Σ(z)'s whitening for noisy patches (N, 1, h, w), at codes of `codes_of`."""
-    return _laws(prior, codes_of(prior, patches, level, guide, steps)[1])
+def drawn_codes(prior: Prior, patches: Tensor, generator: torch.Generator) -> Tensor:
+    """Codes drawn of the variational encoder's q(z | patch): (N, 1, h, w) -> (N, k)."""
+    mean, log_variance = prior.network.encoder(patches)
+    return prior.own(mean + (0.5 * log_variance).exp() * noise_like(mean, generator))
 
 
 @torch.no_grad()
-def drawn_gaussians(prior: Prior, patches: Tensor, generator: torch.Generator) -> tuple[Tensor, Whitening]:
-    """`gaussians` at codes drawn of the variational encoder's q(z | patch)."""
-    mean, log_variance = prior.network.encoder(patches)
-    return _laws(prior, prior.own(mean + (0.5 * log_variance).exp() * noise_like(mean, generator)))
-
-
-def _laws(prior: Prior, z: Tensor) -> tuple[Tensor, Whitening]:
+def gaussians(prior: Prior, z: Tensor) -> tuple[Tensor, Whitening]:
+    """G(T(z)) (N, n) and Σ(z)'s whitening at codes (N, k)."""
     mean, v, *scales = prior.moments(z)
     return mean @ prior.basis.T, Whitening(v, prior.basis, scales[0] if scales else None, prior.scale_fields)

@@ -109,6 +109,13 @@ class ComponentWhitening:
     roots: Tensor
     own: list[tuple[int, Tensor]]
 
+    def diagonal(self) -> Tensor:
+        """The diagonals of their inverses: (P, n)."""
+        found = self.roots.new_empty(sum(len(own) for _, own in self.own), self.roots.shape[1])
+        for j, own in self.own:
+            found[own] = self.roots[j].square().sum(1)
+        return found
+
     def whitened(self, x: Tensor) -> Tensor:
         """Wᵀx: (S, P, n) -> (S, P, n)."""
         return self._by_component(x, self.roots)

@@ -15,9 +15,10 @@ At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the 
 
     x | y ~ N(x̂, Λ⁻¹),   Λ = AᵀA / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i,   Λ x̂ = Aᵀy / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i.
 
-Where A leaves out pixels or frequencies, x̂ is the result, of priors with codes. Else it is what the splitting ends at.
-After a blur x̂, where E is lowest, overdoes what the blur has weakened. Where A = I, later passes see cleaner patches.
-Of a mixture, one patch that is given to too smooth a component outweighs all others in Λ, and not in a mean.
+Of priors with codes, x̂ is the result where A leaves out pixels or frequencies, and half of it where A = I: there, codes
+of a second pass see cleaner patches, x̂ is right about what is smooth, and their errors differ. After a blur x̂, where E
+is lowest, overdoes what the blur has weakened: there, and of a mixture, the result is what the splitting ends at. One
+patch that is given to too smooth a component outweighs all others in Λ, and not in a mean.
 Papandreou & Yuille 2010 draw from such posteriors by perturbed equations.
 
 Codes are in doubt too, above all of what y does not show. Gibbs sampling draws them and the photograph in turn,
@@ -47,17 +48,21 @@ from genprior.streams import generator_of, stream
 from genprior.views import View
 
 DENOISING = (1, 4, 8, 16, 32)  # σ² / τ² of the passes where A = I. Zoran & Weiss 2011, section 5
-TWICE = (1, 3)  # the same of priors with codes, whose passes cost more: all five would add at most 0.06 dB at 16 × 16
+AGAIN = 3  # the same, of the second and last pass of priors with codes, whose passes cost more
 PASSES, MORE_PASSES = 12, 25  # of other A; of those that leave much to the prior, where it is not in equations
 FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last is σ: log-spaced, as Zhang et al. 2021
 LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
 SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the first guess
-SOLVES = 300  # steps of conjugate gradients, at most, of the posterior, whose Λ is ill-conditioned
+SOLVES, NEARLY = 300, 5e-4  # steps of conjugate gradients, at most, of the posterior, and what they leave
+CELLS, PROBES = 16, 4  # of frequencies along each axis, and draws of noise, for their preconditioner
 STEPS = 3  # of Fisher scoring for each code, once a level is near σ; before, the encoder's codes do
+FEWER = 2  # of them in the second pass where A = I, which begins at better codes
 NEAR = 3  # times σ
 SWEEPS = 16  # of codes and photograph, drawn in turn, before the first sample
 SAMPLES = 32  # of which the standard deviation is taken: right to an eighth, were they independent
 DRAWN_TOGETHER = 8  # samples, which bounds memory
+
+Sought = list[tuple[Strip, Tensor | None]]  # a grid's strips, each with the codes of its patches, if the prior has any
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,43 @@ class PhotographPosterior:
             strip.add(whitening.spread(whitening.whitened(strip.cut(x))) / self.count, found)
         return found
 
-    def mean(self, start: Tensor) -> Tensor:
-        """x̂, by conjugate gradients from a start: (1, 1, H, W)."""
+    @cached_property
+    def _scales(self) -> Tensor:
+        """s, 1 / s² the diagonal of (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i but for what mirrors add: (1, 1, H, W)."""
+        diagonal = torch.zeros_like(self.pull)
+        for strip, whitening in self.patches:
+            strip.add(whitening.diagonal()[None] / self.count, diagonal)
+        return diagonal.rsqrt()
+
+    @cached_property
+    def _gains(self) -> Tensor:
+        """What diag(s) Λ diag(s) makes of each frequency of white noise, means over cells of them: (H, W // 2 + 1)."""
+        height, width = self.pull.shape[2:]
+        frequencies = torch.fft.fftfreq(height).abs()[:, None], torch.fft.rfftfreq(width)
+        rows, columns = ((2 * CELLS * f).long().clamp_max(CELLS - 1) for f in frequencies)
+        cell, draw = (CELLS * rows + columns).to(self.pull.device), torch.Generator().manual_seed(0)
+        sums = self.pull.new_zeros(2, CELLS**2)
+        for _ in range(PROBES):
+            e = noise_like(self.pull, draw)
+            into, out = (torch.fft.rfft2(part)[0, 0] for part in (e, self._scales * self.precision(self._scales * e)))
+            for found, energy in zip(sums, ((into.conj() * out).real, into.abs().square()), strict=True):
+                found.index_add_(0, cell.flatten(), energy.flatten())
+        gains = (sums[0] / sums[1])[cell]
+        return gains.clamp_min(gains.max() / 1000)  # by chance a mean may be below 0
+
+    def about_inverse(self, x: Tensor) -> Tensor:
+        """About Λ⁻¹ x: (S, 1, H, W) -> (S, 1, H, W).
+
+        Λ is near to diagonal in frequencies once each pixel has its scale: waves that patches are sure of are short.
+        """
+        waves = torch.fft.rfft2(self._scales * x) / self._gains
+        return self._scales * torch.fft.irfft2(waves, s=x.shape[2:])
+
+    def mean(self, start: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x̂, or with a generator a draw of N(x̂, Λ⁻¹), by conjugate gradients from a start: (1, 1, H, W)."""
         b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull
-        return conjugate_gradients(self.precision, b, start, SOLVES, 1e-3)
+        b = b if generator is None else b + self.noise(start, generator)
+        return conjugate_gradients(self.precision, b, start, SOLVES, NEARLY, self.about_inverse)
 
     def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Aᵀe / σ + c^{-½} Σ_i P_iᵀ W_i e_i, all e ~ N(0, I), whose covariance is Λ, of x's shape (S, 1, H, W)."""
@@ -96,19 +134,14 @@ class PhotographPosterior:
     def deviations(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws of N(0, Λ⁻¹): (count, 1, H, W)."""
         x = self.pull.new_zeros(count, *self.pull.shape[1:])
-        return conjugate_gradients(self.precision, self.noise(x, generator), x, SOLVES, 1e-3)
-
-    def draw(self, start: Tensor, generator: torch.Generator) -> Tensor:
-        """A draw of N(x̂, Λ⁻¹), by conjugate gradients from a start: (1, 1, H, W)."""
-        b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull + self.noise(start, generator)
-        return conjugate_gradients(self.precision, b, start, SOLVES, 1e-3)
+        return conjugate_gradients(self.precision, self.noise(x, generator), x, SOLVES, NEARLY, self.about_inverse)
 
 
 @dataclass(frozen=True)
 class RestoredImage:
     """A photograph restored: x (1, 1, H, W), the noise levels τ of the passes, and σ.
 
-    beside: whether the posterior's mean x̂ is another photograph than x, and samples lie around it.
+    mean: x̂, around which samples lie, where that is another photograph than x.
     """
 
     x: Tensor
@@ -116,7 +149,7 @@ class RestoredImage:
     sigma: float
     law: Callable[[], PhotographPosterior] | None
     redraw: Callable[[Tensor, torch.Generator], PhotographPosterior] | None = None
-    beside: bool = False
+    mean: Tensor | None = None
 
     @cached_property
     def posterior(self) -> PhotographPosterior:
@@ -136,11 +169,11 @@ class RestoredImage:
         if self.redraw is not None:
             x, found = self.x, []
             for _ in range(SWEEPS + count):
-                x = self.redraw(x, generator).draw(x, generator)
+                x = self.redraw(x, generator).mean(x, generator)
                 found.append(x)
             return torch.cat(found[SWEEPS:])
         parts = [min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER)]
-        centre = self.posterior.mean(self.x) if self.beside else self.x
+        centre = self.x if self.mean is None else self.mean
         return centre + torch.cat([self.posterior.deviations(part, generator) for part in parts])
 
     @torch.no_grad()
@@ -178,11 +211,13 @@ def restore_image(
     step = prior if callable(prior) else ByPatches(prior, stride, seed, operator, sigma)
     with refused(operator, "A_adjoint", y):
         adjoint = operator.A_adjoint(y)
-    selects = isinstance(operator, Identity | Inpainting | FourierSampling)
-    alone = isinstance(operator, Identity)
-    solved = selects and not alone and isinstance(prior, View)  # by its equations, in the last pass
+    alone, coded = isinstance(operator, Identity), isinstance(prior, View)
+    if alone and coded:
+        return denoised_twice(step, y, sigma, progress)
+    selects = isinstance(operator, Inpainting | FourierSampling)
+    solved = selects and coded  # by its equations, in the last pass
     if alone:
-        x, levels = y, [sigma / beta**0.5 for beta in (TWICE if isinstance(prior, View) else DENOISING)]
+        x, levels = y, [sigma / beta**0.5 for beta in DENOISING]
     else:
         last, passes = min(FIRST, max(sigma, LEAST_LEVEL)), MORE_PASSES if selects and not solved else PASSES
         x, levels = smooth_guess(operator, adjoint, sigma), np.geomspace(FIRST, last, passes).tolist()
@@ -198,9 +233,24 @@ def restore_image(
     if solved:
         x = law().mean(x)
         progress(len(levels), levels, x)
-    in_doubt = isinstance(prior, View) and prior.network.is_variational and not alone
-    redraw = partial(step.redrawn, y) if in_doubt else None
-    return RestoredImage(x, levels, sigma, law, redraw, alone and isinstance(prior, View))
+    redraw = partial(step.redrawn, y) if coded and prior.network.is_variational else None
+    return RestoredImage(x, levels, sigma, law, redraw)
+
+
+def denoised_twice(step: "ByPatches", y: Tensor, sigma: float, progress: Callable) -> RestoredImage:
+    """A photograph of a prior with codes where A = I: half x̂ at the codes of y, half the mean of a second pass's z_i.
+
+    progress: as of `restore_image`.
+    """
+    levels, first = [sigma, sigma / AGAIN**0.5], step.sought(y, sigma, STEPS, total_variation(y, sigma))
+    law = step.posterior(y, y, sigma, first)
+    z = step(y, sigma, first)
+    x = (y + z) / 2  # as τ = σ
+    progress(1, levels, x)
+    mean = law.mean(z)
+    x = (mean + step(x, levels[1], step.sought(x, levels[1], FEWER, x))) / 2
+    progress(2, levels, x)
+    return RestoredImage(x, levels, sigma, lambda: law, mean=mean)
 
 
 def estimated(y: Tensor, operator: object) -> float:
@@ -217,51 +267,62 @@ class ByPatches:
     """A denoiser of photographs by their patches, on a grid that begins elsewhere each time."""
 
     def __init__(self, prior: object, stride: int | None, seed: int, operator: object, sigma: float):
-        self.operator, self.sigma = operator, sigma
+        self.prior, self.operator, self.sigma = prior, operator, sigma
         side = min(prior.shape)
-        self.shape, self.draw = tuple(prior.shape), stream(seed, "grid")
-        self.guided = isinstance(prior, View)  # codes are sought, and where that begins matters
-        self.denoise = partial(denoising.denoise, prior) if self.guided else prior.denoise
-        self.gaussians = partial(denoising.gaussians, prior) if self.guided else prior.gaussians
-        self.redraw = partial(denoising.drawn_gaussians, prior)
-        usual = max(1, side // (2 if self.guided else 4))  # a code costs more than a component, and is wrong less often
+        self.shape, self.generator = tuple(prior.shape), stream(seed, "grid")
+        self.coded = isinstance(prior, View)
+        usual = max(1, side // (2 if self.coded else 4))  # a code costs more than a component, and is wrong less often
         self.stride = usual if stride is None else whole_number("stride", stride, 1, side)
 
-    def grid(self, x: Tensor, draw: torch.Generator) -> Iterator[Strip]:
-        """The strips of a grid that begins where `draw` says."""
-        return strips(x, self.shape, self.stride, torch.randint(self.stride, (2,), generator=draw).tolist())
+    def grid(self, x: Tensor, generator: torch.Generator) -> Iterator[Strip]:
+        """The strips of a grid that begins where a draw says."""
+        return strips(x, self.shape, self.stride, torch.randint(self.stride, (2,), generator=generator).tolist())
 
-    def parts(self, x: Tensor, level: float) -> Iterator[tuple[Strip, tuple]]:
-        """A grid's strips, each with what is asked of its patches: they, their level, and for codes where to begin."""
-        # x is noisy where A = I, and else no more than the encoder bears
-        rough = total_variation(x, level) if self.guided and isinstance(self.operator, Identity) else x
-        for strip in self.grid(x, self.draw):
-            patches, guide = (strip.cut(picture).reshape(-1, 1, *self.shape) for picture in (x, rough))
-            steps = STEPS if level <= max(NEAR * self.sigma, LEAST_LEVEL) else 0
-            yield strip, (patches, level, guide, steps) if self.guided else (patches, level)
+    def cut(self, strip: Strip, x: Tensor) -> Tensor:
+        """A strip's patches of a photograph: (P, 1, h, w)."""
+        return strip.cut(x).reshape(-1, 1, *self.shape)
 
-    def __call__(self, x: Tensor, level: float) -> Tensor:
+    def sought(self, x: Tensor, level: float, steps: int, guide: Tensor) -> Sought:
+        """A grid's strips with the codes of their patches, if the prior has any; see `denoising.codes_of`."""
+        codes_of = partial(denoising.codes_of, self.prior) if self.coded else lambda *asked: None
+        grid = self.grid(x, self.generator)
+        return [(strip, codes_of(self.cut(strip, x), level, self.cut(strip, guide), steps)) for strip in grid]
+
+    def usual(self, x: Tensor, level: float) -> Sought:
+        """`sought` in a photograph with no more noise than the encoder bears."""
+        return self.sought(x, level, STEPS if level <= max(NEAR * self.sigma, LEAST_LEVEL) else 0, x)
+
+    def __call__(self, x: Tensor, level: float, sought: Sought | None = None) -> Tensor:
         """The mean, over each pixel, of the denoised patches of a photograph: (1, 1, H, W)."""
         total, count = torch.zeros_like(x), torch.zeros_like(x)
-        for strip, asked in self.parts(x, level):
-            found = self.denoise(*asked).flatten(1)[None]
-            strip.add(found, total)
-            strip.add(torch.ones_like(found), count)
+        for strip, z in sought or self.usual(x, level):
+            patches = self.cut(strip, x)
+            found = (
+                self.prior.denoise(patches, level) if z is None else denoising.denoise(self.prior, patches, level, z)
+            )
+            strip.add(found.flatten(1)[None], total)
+            strip.add(torch.ones_like(found).flatten(1)[None], count)
         return total / count
 
     @torch.no_grad()
-    def posterior(self, y: Tensor, x: Tensor, level: float) -> PhotographPosterior:
-        """What is known of a photograph at the codes of x, which is noisy of a level."""
-        return self._given(y, x, ((strip, self.gaussians(*asked)) for strip, asked in self.parts(x, level)))
+    def posterior(self, y: Tensor, x: Tensor, level: float, sought: Sought | None = None) -> PhotographPosterior:
+        """What is known of a photograph at codes of x, which is noisy of a level."""
+        of = self.prior
+        laws = (
+            (strip, of.gaussians(self.cut(strip, x), level) if z is None else denoising.gaussians(of, z))
+            for strip, z in sought or self.usual(x, level)
+        )
+        return self._given(y, laws)
 
     @torch.no_grad()
     def redrawn(self, y: Tensor, x: Tensor, generator: torch.Generator) -> PhotographPosterior:
         """The same at codes drawn of q(z | P_i x), on a grid drawn anew."""
-        cut = ((strip, strip.cut(x).reshape(-1, 1, *self.shape)) for strip in self.grid(x, generator))
-        return self._given(y, x, ((strip, self.redraw(patches, generator)) for strip, patches in cut))
+        drawn = partial(denoising.drawn_codes, self.prior, generator=generator)
+        grid = self.grid(x, generator)
+        return self._given(y, ((strip, denoising.gaussians(self.prior, drawn(self.cut(strip, x)))) for strip in grid))
 
-    def _given(self, y: Tensor, x: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
-        pull, patches, count = torch.zeros_like(x), [], math.prod(self.shape) / self.stride**2
+    def _given(self, y: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
+        pull, patches, count = torch.zeros_like(self.operator.A_adjoint(y)), [], math.prod(self.shape) / self.stride**2
         for strip, (mean, whitening) in laws:
             strip.add(whitening.spread(whitening.whitened(mean[None])) / count, pull)
             patches.append((strip, whitening))
@@ -301,18 +362,28 @@ def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:
 
 
 def conjugate_gradients(
-    normal: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, iterations: int = 100, tolerance: float = 1e-4
+    normal: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x: Tensor,
+    iterations: int = 100,
+    tolerance: float = 1e-4,
+    inverse: Callable[[Tensor], Tensor] = lambda residual: residual,
 ) -> Tensor:
-    """x with normal(x) = b, a symmetric positive definite function, from a start; until ‖residual‖ ≤ 1e-4 ‖b‖."""
+    """x with normal(x) = b, a symmetric positive definite function, from a start.
+
+    inverse: about that of normal, the preconditioner C. Ends where rᵀC r ≤ tolerance² bᵀC b, r the residual.
+    Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithm 5.3.
+    """
     residual = b - normal(x)
-    direction, square = residual, residual.square().sum()
-    enough = tolerance**2 * b.square().sum()
+    direction = inverse(residual)
+    left, enough = (residual * direction).sum(), tolerance**2 * (b * inverse(b)).sum()
     for _ in range(iterations):
-        if square <= enough:
+        if left <= enough:
             break
         along = normal(direction)
-        step = square / (direction * along).sum()
+        step = left / (direction * along).sum()
         x, residual = x + step * direction, residual - step * along
-        last, square = square, residual.square().sum()
-        direction = residual + square / last * direction
+        next_direction, last = inverse(residual), left
+        left = (residual * next_direction).sum()
+        direction = next_direction + left / last * direction
     return x

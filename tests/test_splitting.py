@@ -154,6 +154,7 @@ def test_the_posterior_of_a_photograph_is_the_gaussian_of_all_its_patches(draw, 
     y = genprior.measure(operator, x, 0.1).flatten().numpy()
     pulled = np.einsum("pni,n->i", patches, np.linalg.solve(covariance, mean)) / 24
     expected = np.linalg.solve(precision, (a.conj().T @ y).real / 0.1**2 + pulled)
+    check_preconditioner(found.posterior)
     np.testing.assert_allclose(found.posterior.mean(x).numpy().ravel(), expected, atol=2e-3)
     samples = (found.samples(2000) - found.x).flatten(1).numpy()
     true = np.linalg.inv(precision)
@@ -163,8 +164,8 @@ def test_the_posterior_of_a_photograph_is_the_gaussian_of_all_its_patches(draw, 
     assert torch.equal(found.samples(3, seed=1), found.samples(3, seed=1))
 
 
-def test_a_networks_photograph_is_the_mean_of_its_patches_denoised_twice(draw):
-    """And its posterior has the equations of the Gaussians at the codes of y."""
+def test_a_networks_photograph_is_half_its_posterior_mean_half_its_patches_denoised_twice(draw):
+    """Against the equations of the Gaussians at the codes of y, and means over patches."""
     torch.manual_seed(0)
     network = PriorNetwork(SHAPE, 3, [5], "silu", "modulated", encoder="variational")
     network.coefficients.fit(torch.rand(500, 1, *SHAPE, generator=draw))
@@ -176,30 +177,62 @@ def test_a_networks_photograph_is_the_mean_of_its_patches_denoised_twice(draw):
     assert found.levels == [0.2, pytest.approx(0.2 / 3**0.5)]
     patches = by_hand(y, [0, 0], 1)
 
-    def cut(x: torch.Tensor, level: float) -> list[torch.Tensor]:
-        rows = (patches @ image.double().numpy().ravel() for image in (x, total_variation(x, level)))
-        return [torch.from_numpy(row).float().reshape(-1, 1, *SHAPE) for row in rows]
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(patches @ x.double().numpy().ravel()).float().reshape(-1, 1, *SHAPE)
 
-    x = y
-    for level in found.levels:
-        noisy, smooth = cut(x, level)
-        restored = denoise(prior, noisy, level, smooth, 3).double().numpy().ravel()
-        z = torch.from_numpy(patches.T @ restored / patches.sum(0)).float().reshape(y.shape)
-        x = (y + z) / 2  # as σ and the first level are the same
-    np.testing.assert_allclose(found.x.numpy(), z.numpy(), atol=1e-4)
+    def denoised(x: torch.Tensor, level: float, guide: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        z = codes_of(prior, cut(x), level, cut(guide), steps)
+        restored = denoise(prior, cut(x), level, z).double().numpy().ravel()
+        return z, torch.from_numpy(patches.T @ restored / patches.sum(0)).float().reshape(y.shape)
 
-    noisy, smooth = cut(y, 0.2)
-    mean, whitening = gaussians(prior, noisy, 0.2, smooth, 3)
+    z, once = denoised(y, 0.2, total_variation(y, 0.2), 3)
+    x = (y + once) / 2  # as σ and the first level are the same
+    _, twice = denoised(x, found.levels[1], x, 2)
+
+    mean, whitening = gaussians(prior, z)
     v, d = (part.double().numpy() for part in (whitening.v, whitening.scales @ prior.scale_fields))
     root = prior.basis.double().numpy() / np.sqrt(v)[:, None] / d[:, :, None]  # D⁻¹ U diag(v)^{-½}, (P, 24, 24)
     local = root.swapaxes(1, 2) @ patches.reshape(-1, 24, 63)
     precision = np.eye(63) / 0.2**2 + np.einsum("pni,pnj->ij", local, local) / 24
     white = np.einsum("pnm,pn->pm", root, mean.double().numpy())
     expected = np.linalg.solve(precision, y.numpy().ravel() / 0.2**2 + np.einsum("pni,pn->i", local, white) / 24)
-    np.testing.assert_allclose(found.posterior.mean(y).numpy().ravel(), expected, atol=2e-3)
+    np.testing.assert_allclose(whitening.diagonal().numpy(), np.square(root).sum(2), rtol=1e-4)
+    check_preconditioner(found.posterior)
+    np.testing.assert_allclose(found.mean.numpy().ravel(), expected, atol=2e-3)
+    np.testing.assert_allclose(found.x.numpy(), (found.mean + twice) / 2, atol=1e-4)
     off, variance = found.x.double().numpy().ravel() - expected, np.diag(np.linalg.inv(precision))
     assert np.abs(off).max() > 0.3 * variance.max() ** 0.5  # so that it counts
     np.testing.assert_allclose(found.std(2000).numpy().ravel(), np.sqrt(variance + off**2), rtol=0.08)
+
+
+def check_preconditioner(posterior) -> None:
+    """It is symmetric and positive."""
+    columns = posterior.about_inverse(torch.eye(63).reshape(63, 1, 7, 9)).flatten(1).double().numpy()
+    np.testing.assert_allclose(columns, columns.T, atol=1e-6 * np.abs(columns).max())
+    assert np.linalg.eigvalsh(columns).min() > 0
+
+
+def test_conjugate_gradients_find_a_photographs_posterior_in_few_steps(draw):
+    """Where nine of ten pixels are missing, and patches are surer of some waves than of others by five digits."""
+    rows, columns = np.mgrid[:4, :6]
+    waves = np.linalg.qr(
+        np.cos(np.pi * (rows.ravel()[:, None] + 0.5) * rows.ravel() / 4)
+        * np.cos(np.pi * (columns.ravel()[:, None] + 0.5) * columns.ravel() / 6)
+    )[0]
+    covariance = (waves * 10.0 ** -(1 + 0.7 * (rows + columns).ravel())) @ waves.T
+    one = GaussianMixture(np.ones(1), np.full((1, 24), 0.5), covariance[None], SHAPE)
+    operator = Inpainting(torch.rand(48, 60, generator=draw) < 0.1)
+    y = genprior.measure(operator, torch.rand(1, 1, 48, 60, generator=draw), 0.01)
+    law, steps = restore_image(one, operator, y, 0.01).posterior, []
+    b, start = law.noise(law.pull, draw), torch.zeros_like(law.pull)
+    for inverse in (law.about_inverse, lambda residual: residual):
+        told = []
+        found = conjugate_gradients(
+            lambda x, told=told: told.append(1) or law.precision(x), b, start, 3000, 1e-4, inverse
+        )
+        assert (law.precision(found) - b).norm() < 0.02 * b.norm()
+        steps.append(len(told))
+    assert steps[0] < steps[1] / 3
 
 
 def test_a_mixtures_components_are_those_of_the_noisy_patches(draw, mixture):
@@ -210,6 +243,8 @@ def test_a_mixtures_components_are_those_of_the_noisy_patches(draw, mixture):
     values, vectors = np.linalg.eigh(mixture.covariance)
     inverses = (vectors / values.clip(1e-9)[:, None]) @ vectors.swapaxes(1, 2)
     own, local = inverses[mixture.likeliest(noisy, 0.1)], patches.reshape(-1, 24, 63)
+    diagonals = mixture.gaussians(noisy, 0.1)[1].diagonal().numpy()
+    np.testing.assert_allclose(diagonals, own.diagonal(axis1=1, axis2=2), rtol=1e-3)
     expected = np.eye(63) / 0.1**2 + np.einsum("pni,pnm,pmj->ij", local, own, local) / 24
     columns = found.posterior.precision(torch.eye(63).reshape(63, 1, 7, 9)).flatten(1).numpy()
     np.testing.assert_allclose(columns, expected, atol=1e-4 * np.abs(expected).max())
@@ -244,9 +279,9 @@ def test_codes_do_not_depend_on_threads(draw, three_threads):
     prior = Prior(PriorNetwork(SHAPE, 3, [5], "silu", "modulated", encoder="variational"))
     patches = torch.rand(150, 1, *SHAPE, generator=draw)
     with torch.no_grad():
-        _, found = codes_of(prior, patches, 0.2, patches, 3)
+        found = codes_of(prior, patches, 0.2, patches, 3)
         torch.set_num_threads(1)
-        _, expected = codes_of(prior, patches, 0.2, patches, 3)
+        expected = codes_of(prior, patches, 0.2, patches, 3)
     torch.testing.assert_close(found, expected)
 
 

@@ -1,8 +1,8 @@
 """The posterior of codes and images given a measurement: samples, how far to believe them, and the evidence.
 
-Importance sampling weighs draws of a Laplace mixture at the modes that a search found, which gives the effective sample
-size and the evidence p(y). Where that size is low, sequential Monte Carlo goes from the prior to the posterior, which
-finds what no mode stands for.
+Importance sampling weighs draws of a Laplace mixture at the modes that a search found, and of fits of it to its draws
+where they have to be, which gives the effective sample size and the evidence p(y). Where that size is low, sequential
+Monte Carlo goes from the prior to the posterior, which finds what no mode stands for.
 """
 
 import math
@@ -26,11 +26,14 @@ class Constants:
 
     degrees: float = 20.0  # of Student's t: tails that keep importance weights from growing without bound
     prior_share: float = 0.02  # of each proposal: the same, for codes that no mode is near to
-    wider: float = 1.2  # proposals than modes say: a narrow one rarely draws what has large weights
+    wider: float = 1.2  # proposals than modes and draws say: a narrow one rarely draws what has large weights
     trials: int = 200  # draws that try a proposal: enough to tell a poor one, few beside what is weighed
-    promised: float = 4.0  # times the effective size asked for: fresh draws keep a part of what trials promise
+    fits: int = 11  # of a proposal to its trials: many small ones go where two large ones do not
+    promised: float = 8.0  # times the effective size that is asked for: fresh draws keep a part of what trials promise
+    worth: int = 2  # fits end where so many fresh draws for each trial so far would do: more cost more than they save
     least: int = 4  # fresh draws for each sample
-    most: int = 64  # beyond which annealing costs less
+    most: int = 32  # beyond which annealing costs less
+    strength: float = 20.0  # samples' worth that holds a component where it is in a fit
     keep: float = 0.5  # effective share that a step of annealing leaves: less loses samples, more takes more steps
     moves: int = 100  # at most, in one step: some posteriors refuse nearly all
     mean_moves: float = 0.125  # refreshment of each sample for a mean, which asks less of samples than their tails do
@@ -109,16 +112,43 @@ class Mixture:
             z = torch.where((chosen == j)[..., None], moved, z)
         return z
 
-    def log_density(self, z: Tensor) -> Tensor:
-        """(N, S, k) -> (N, S)."""
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Each component's log w_j t_ν(z) and squared distance, both (J, N, S)."""
         k, degrees = z.shape[2], CONSTANTS.degrees
         constant = math.lgamma((degrees + k) / 2) - math.lgamma(degrees / 2) - k / 2 * math.log(degrees * math.pi)
         factor = self.factor.transpose(0, 1)
         squared = ((z - self.centre.transpose(0, 1)[:, :, None]) @ factor).square().sum(3)
         scale = self.log_weight.T + constant + factor.diagonal(dim1=2, dim2=3).log().sum(2)
-        parts = scale[..., None] - (degrees + k) / 2 * torch.log1p(squared / degrees)
-        prior = math.log(CONSTANTS.prior_share) - 0.5 * (z.square().sum(2) + k * LOG_2_PI)
-        return torch.cat([parts, prior[None]]).logsumexp(0)
+        return scale[..., None] - (degrees + k) / 2 * torch.log1p(squared / degrees), squared
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """(N, S, k) -> (N, S)."""
+        prior = math.log(CONSTANTS.prior_share) - 0.5 * (z.square().sum(2) + z.shape[2] * LOG_2_PI)
+        return torch.cat([self._parts(z)[0], prior[None]]).logsumexp(0)
+
+    def refitted(self, z: Tensor, log_weight: Tensor) -> "Mixture":
+        """One step of expectation maximisation on weighted samples (N, S, k), (N, S).
+
+        Each component is held back as if its place rested on `strength` samples. Cappé et al. 2008, section 4.
+        """
+        strength = CONSTANTS.strength
+        parts, squared = self._parts(z)
+        weight = log_weight.softmax(1)
+        share = parts.softmax(0) * weight  # of each component in each sample, (J, N, S)
+        counting = share.sum(2) / weight.square().sum(1)  # samples that each rests on, (J, N)
+        # Student's maximum likelihood counts far samples less.
+        pull = (share * (CONSTANTS.degrees + z.shape[2]) / (CONSTANTS.degrees + squared)).unsqueeze(3)
+        old = self.centre.transpose(0, 1)
+        mean = (pull * z).sum(2) / pull.sum(2).clamp_min(1e-30)
+        centre = old + (counting / (counting + strength / 2))[..., None] * (mean - old)
+        offset = z - centre[:, :, None]
+        scatter = (pull * offset).mT @ offset / share.sum(2).clamp_min(1e-30)[..., None, None]
+        held = (strength / (counting + strength))[..., None, None]
+        covariance = (1 - held) * scatter + held * torch.cholesky_inverse(self.factor.transpose(0, 1))
+        factor, failed = torch.linalg.cholesky_ex(torch.linalg.inv_ex(covariance).inverse)
+        factor = torch.where((failed > 0)[..., None, None], self.factor.transpose(0, 1), factor)
+        log_share = (counting + strength / 10 / len(parts)).log().T.log_softmax(1)
+        return Mixture(log_share + math.log(1 - CONSTANTS.prior_share), centre.transpose(0, 1), factor.transpose(0, 1))
 
 
 def laplace_mixture(energy: Energy, modes: Modes) -> Mixture:
@@ -186,7 +216,7 @@ def posterior_mean(
     the samples are not annealed, which is for those whose measurements determine a code: else draws look effective
     that see one place. At inf all are annealed.
     """
-    near, evidence, _, effective = _resampled(*_weighed(energy, mixture, 2 * samples, generator), samples, generator)
+    near, evidence, _, effective = _weigh(energy, mixture, 2 * samples, samples, generator)
     poor = (~(effective >= minimum_effective)).nonzero().squeeze(1)  # NaN too: no sample was possible
     z, rows, share = near, _numbers(energy.y), torch.ones_like(evidence)
     if len(poor):
@@ -212,33 +242,80 @@ def importance_samples(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes (N, S, k) resampled by weight, log p(y), its standard error, and the effective size over S, (N,) each.
 
-    Draws of q, the proposal a fifth wider, are weighed by w = p(y, z) / q(z), log p(y) = log E w. Trial draws say how
-    many promise an effective size of `promised` times `enough` of S. They are not weighed: those that look even sum to
-    too little.
+    Draws of q are weighed by w = p(y, z) / q(z), log p(y) = log E w. q is the proposal, a fifth wider, or what it
+    becomes when it is fitted, again and again, to all trial draws so far. It is taken once as many fresh draws as its
+    own trials promise to be worth `promised` times an effective size of `enough` of S are few beside all trials, or
+    after `fits`; of these there are at most `most` S, and as many again where they are worth less than what is asked,
+    but not less than half of it. Trial draws are not weighed: those that a fit has seen lie where it is high, those
+    that chose q look even, and both would sum to too little.
+    The fit: Cappé et al. 2008; its draws weighed against all proposals so far: Cornuet et al. 2012.
     """
-    q = replace(proposal, factor=proposal.factor / CONSTANTS.wider)
-    at_once = max(1, 2**24 // (CONSTANTS.most * samples * q.centre.shape[2]))  # memory grows with no batch's size
-
-    def tried(rows: Tensor) -> Tensor:
-        return _mean_and_effective(_weighed(Rows(energy, rows), q.of(rows), CONSTANTS.trials, generator)[1])[1]
-
-    share = by_parts(tried, at_once, _numbers(energy.y)).nan_to_num()
-    draws = (CONSTANTS.promised * enough / share).nan_to_num().ceil().clamp(CONSTANTS.least, CONSTANTS.most)
-    groups = [rows for count in draws.unique() for rows in (draws == count).nonzero().squeeze(1).split(at_once)]
+    most = max(CONSTANTS.most * samples, (CONSTANTS.fits + 1) * CONSTANTS.trials)
+    at_once = max(1, 2**24 // (most * proposal.centre.shape[2]))  # memory grows with no batch's size
     parts = [
-        _resampled(
-            *_weighed(Rows(energy, rows), q.of(rows), int(draws[rows[0]]) * samples, generator), samples, generator
-        )
-        for rows in groups
+        _importance_samples(Rows(energy, rows), proposal.of(rows), samples, generator, enough)
+        for rows in _numbers(energy.y).split(at_once)
     ]
-    order = torch.cat(groups).argsort()
-    return tuple(torch.cat(found)[order] for found in zip(*parts, strict=True))
+    return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 
 
-def _weighed(energy: Energy, q: Mixture, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws of q (N, M, k) and the logs of their weights p(y, z) / q(z): (N, M)."""
-    z = q.sample(draws, generator)
-    return z, log_joint(energy, z) - q.log_density(z)
+def _importance_samples(
+    energy: Energy, fitted: Mixture, samples: int, generator: torch.Generator, enough: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    todo, found, proposals = _numbers(energy.y), [], []
+    trials = fitted.centre[:, :0, :]  # what the proposals drew, its log p(y, z), and its density under all of them
+    joint = density = trials.sum(2)
+    for fits in range(CONSTANTS.fits + 1):
+        proposal = replace(fitted, factor=fitted.factor / CONSTANTS.wider)
+        z = proposal.sample(CONSTANTS.trials, generator)
+        new_joint, own = log_joint(Rows(energy, todo), z), proposal.log_density(z)
+        share = _mean_and_effective(new_joint - own)[1].nan_to_num()
+        draws = (
+            (CONSTANTS.promised * enough / share).nan_to_num().ceil().clamp(CONSTANTS.least, CONSTANTS.most)
+        )  # for each sample
+        taken = (draws * samples <= CONSTANTS.worth * (fits + 1) * CONSTANTS.trials) | (fits == CONSTANTS.fits)
+        for count in draws[taken].unique().tolist():
+            these = (taken & (draws == count)).nonzero().squeeze(1)
+            part = Rows(energy, todo[these])
+            weighed = _weigh(part, proposal.of(these), int(count) * samples, samples, generator, enough)
+            found.append((todo[these], *weighed))
+        poor = (~taken).nonzero().squeeze(1)
+        if len(poor) == 0:
+            break
+        new_density = torch.stack([old.log_density(z) for old in proposals] + [own]).logsumexp(0)
+        density = torch.cat([torch.logaddexp(density, proposal.log_density(trials)), new_density], 1)[poor]
+        trials, joint = torch.cat([trials, z], 1)[poor], torch.cat([joint, new_joint], 1)[poor]
+        todo, proposals = todo[poor], [old.of(poor) for old in [*proposals, proposal]]
+        possible = joint.isfinite().any(1, keepdim=True)  # else there is nothing that weights could say
+        fitted = fitted.of(poor).refitted(trials, torch.where(possible, joint - density, 0.0))
+    rows, *weighed = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return tuple(part[rows.argsort()] for part in weighed)
+
+
+def _weigh(
+    energy: Energy, proposal: Mixture, draws: int, samples: int, generator: torch.Generator, enough: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `importance_samples` returns, of so many draws of this proposal, or twice as many.
+
+    Twice where the draws' effective share is below `enough`, but not below half of it. That draws which look even are
+    not doubled makes log p(y) up to 0.01 nats too small, less than the annealing that it spares would be uncertain.
+    """
+
+    def weighed(energy: Energy, proposal: Mixture) -> tuple[Tensor, Tensor]:
+        z = proposal.sample(draws, generator)
+        return z, log_joint(energy, z) - proposal.log_density(z)
+
+    z, log_weight = weighed(energy, proposal)
+    found = _resampled(z, log_weight, samples, generator)
+    effective = found[3]
+    short = ((effective >= enough / 2) & (effective < enough)).nonzero().squeeze(1)
+    if len(short):
+        more, more_weight = weighed(Rows(energy, short), proposal.of(short))
+        more, more_weight = torch.cat([z[short], more], 1), torch.cat([log_weight[short], more_weight], 1)
+        both = _resampled(more, more_weight, samples, generator)
+        for whole, part in zip(found, both, strict=True):
+            whole[short] = part
+    return found
 
 
 def _resampled(z: Tensor, log_weight: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, ...]:

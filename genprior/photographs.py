@@ -42,7 +42,9 @@ class Photograph:
 
 
 def read_photograph(path: str | Path, white: float | None = None) -> np.ndarray:
-    """Read a picture of any mode and depth, upright, as grey on a white ground: uint8, (height, width).
+    """Read a picture, upright, as grey on a white ground: uint8, (height, width).
+
+    JPEG, PNG of any kind, TIFF of 8 bits, and deeper ones in grey, 0 black, or RGB, perhaps with straight alpha.
 
     Colour becomes grey by ITU-R 601-2 luma. White is 1 in floats and the largest number of the bits that the file
     states, or `white`, in the file's numbers: a detector's 4095, say. Of several pictures in a file the largest counts
@@ -221,8 +223,10 @@ def _numbers(path: Path, colour: bool) -> tuple[np.ndarray, float]:
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would log is in our one line
             tiff = tifffile.TiffFile(file)
             number, page = _picture_of(tiff.pages, path)
-            if np.max(page.bitspersample) > 8:
+            if np.max(page.bitspersample) > 8 or page.sampleformat == 2:
                 return _deep(page, path)
+            if 262 not in page.tags or (page.samplesperpixel == 2 and page.extrasamples[:1] not in ((1,), (2,))):
+                raise InputError(f"{path}: a TIFF that does not tell what its channels are; grey or RGB would be right")
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image.size[::-1], path)
             if image.format == "PNG" and head[24] == 16:
@@ -231,9 +235,14 @@ def _numbers(path: Path, colour: bool) -> tuple[np.ndarray, float]:
                 numbers = imagecodecs.png_decode(path.read_bytes()).reshape(*image.size[::-1], -1)
                 return _upright(numbers, image.getexif().get(274, 1)), 65535
             image.seek(number)
-            if image.mode.startswith("I"):
+            told = image.tile[0].args if image.tile else ""  # how Pillow's decoder calls the numbers, and of PPM white
+            kind, *white = told if isinstance(told, tuple) else (told,)
+            if image.mode.startswith(("I", "F")) or (image.format == "PPM" and max(white, default=255) > 255):
                 raise InputError(f"{path}: {image.format} deeper than 8 bits; PNG or TIFF would be right")
+            if kind in ("L;2", "L;4") and "transparency" in image.info:  # Pillow scales pixels alone
+                image.info["transparency"] *= 85 if kind == "L;2" else 17
             shown = ImageOps.exif_transpose(image)
+            shown = shown.convert("LA") if shown.mode == "La" else shown
             grey = not colour or shown.mode in ("1", "L")
             shown = shown.convert("RGBA" if shown.has_transparency_data else "L" if grey else "RGB")
             return np.asarray(shown).reshape(*shown.size[::-1], -1), 255
@@ -255,10 +264,10 @@ def _picture_of(pages: Iterable, path: Path) -> tuple[int, object]:
 def _deep(page: object, path: Path) -> tuple[np.ndarray, float]:
     """What `_numbers` returns, of a TIFF's directory that has more than 8 bits."""
     channels, bits, extra = page.samplesperpixel, page.bitspersample, page.extrasamples
-    usual = (page.photometric, channels) in ((1, 1), (1, 2), (2, 3), (2, 4)) and extra in ((), (2,))  # 2: alpha
+    usual = (page.photometric, channels, extra) in ((1, 1, ()), (1, 2, (2,)), (2, 3, ()), (2, 4, (2,)))  # 2: alpha
     if not usual or page.imagedepth > 1 or page.dtype is None or page.dtype.kind not in "uif":
         named = f"{getattr(page.photometric, 'name', page.photometric)}, {channels} × {bits} bits"
-        raise InputError(f"{path}: a TIFF of {named}; grey, 0 black, or RGB, with alpha or not, would be right")
+        raise InputError(f"{path}: a TIFF of {named}; grey, 0 black, or RGB, perhaps with straight alpha, is right")
     shape = (page.imagelength, page.imagewidth)
     _check_size(shape, path)
     if min(page.dataoffsets, default=0) == 0 or min(page.databytecounts) == 0:

@@ -1,5 +1,7 @@
 """Files of every kind, by two writers, read as the one picture that they hold; damaged ones: test_abuse.py."""
 
+import struct
+import zlib
 from collections import Counter
 from itertools import product
 
@@ -253,10 +255,31 @@ def test_a_raw_file_s_preview_is_not_its_picture(tmp_path):
         read_photograph(tmp_path / "camera.nef")
 
 
-def test_other_depths_are_refused(tmp_path):
-    (tmp_path / "deep.pgm").write_bytes(f"P5 {WIDTH} {HEIGHT} 4095\n".encode() + bytes(2 * TRUTH.size))
-    with pytest.raises(InputError, match=r"deep\.pgm: PPM deeper than 8 bits; PNG or TIFF would be right"):
-        read_photograph(tmp_path / "deep.pgm")
+@pytest.mark.parametrize("kind", ["P5", "P6", "Pf"])
+def test_other_depths_are_refused(tmp_path, kind):
+    header = f"{kind} {WIDTH} {HEIGHT} {'4095' if kind != 'Pf' else '-1.0'}\n"
+    (tmp_path / "deep.pnm").write_bytes(header.encode() + bytes(6 * TRUTH.size))
+    with pytest.raises(InputError, match=r"deep\.pnm: PPM deeper than 8 bits; PNG or TIFF would be right"):
+        read_photograph(tmp_path / "deep.pnm")
+
+
+@pytest.mark.parametrize("data", [np.zeros((9, 9, 2), "u1"), np.full((9, 9), -3, "i1")])
+def test_what_pillow_takes_for_something_else_is_refused(tmp_path, data):
+    tifffile.imwrite(tmp_path / "other.tif", data, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(InputError, match=r"does not tell what its channels are|from -3 to -3; 0 to 127 would be right"):
+        read_photograph(tmp_path / "other.tif")
+
+
+def test_a_transparent_grey_of_two_bits(tmp_path):
+    bits = DISC.astype(np.uint8)
+    raw = b"".join(b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 6:]).tobytes() for row in 2 * bits)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", WIDTH, HEIGHT, 2, 0, 0, 0, 0), b"tRNS": b"\0\2"}
+    chunks |= {b"IDAT": zlib.compress(raw), b"IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, part in chunks.items():
+        content += struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+    (tmp_path / "key.png").write_bytes(content)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "key.png"), np.where(DISC, 255, 0))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

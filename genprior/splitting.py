@@ -9,7 +9,7 @@ copy z_i, as far from P_i x as noise of a level τ. Patches are then denoised at
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
-while τ falls. Where A = I, the last x is the mean of the z_i, not mixed with y again. Zoran & Weiss 2011, section 4.
+while τ falls. Of a mixture where A = I, the last x is the mean of the z_i alone. Zoran & Weiss 2011, section 4.
 
 At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the posterior of the whole photograph:
 
@@ -53,7 +53,7 @@ PASSES, MORE_PASSES = 12, 25  # of other A; of those that leave much to the prio
 FIRST = 0.2  # their first level, what a smooth guess leaves of edges; the last is σ: log-spaced, as Zhang et al. 2021
 LEAST_LEVEL = 0.5 / 255  # of those: a grey value's rounding
 SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the first guess
-SOLVES, NEARLY = 300, 5e-4  # steps of conjugate gradients, at most, of the posterior, and what they leave
+SOLVES, NEARLY = 300, 5e-3  # steps of conjugate gradients for the posterior, at most; their error, in its deviations
 CELLS, PROBES = 16, 4  # of frequencies along each axis, and draws of noise, for their preconditioner
 STEPS = 3  # of Fisher scoring for each code, once a level is near σ; before, the encoder's codes do
 FEWER = 2  # of them in the second pass where A = I, which begins at better codes
@@ -88,8 +88,9 @@ class PhotographPosterior:
 
     @cached_property
     def _scales(self) -> Tensor:
-        """s, 1 / s² the diagonal of (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i but for what mirrors add: (1, 1, H, W)."""
-        diagonal = torch.zeros_like(self.pull)
+        """s, 1 / s² about the diagonal of Λ: (1, 1, H, W)."""
+        ones = torch.ones_like(self.pull)  # which tell the diagonal of an AᵀA that has no other entries
+        diagonal = self.operator.A_adjoint(self.operator.A(ones)).clamp_min(0) / self.sigma**2
         for strip, whitening in self.patches:
             strip.add(whitening.diagonal()[None] / self.count, diagonal)
         return diagonal.rsqrt()
@@ -113,16 +114,19 @@ class PhotographPosterior:
     def about_inverse(self, x: Tensor) -> Tensor:
         """About Λ⁻¹ x: (S, 1, H, W) -> (S, 1, H, W).
 
-        Λ is near to diagonal in frequencies once each pixel has its scale: waves that patches are sure of are short.
+        Λ is near to diagonal in frequencies once each pixel has its scale: high frequencies have the larger precision.
         """
         waves = torch.fft.rfft2(self._scales * x) / self._gains
         return self._scales * torch.fft.irfft2(waves, s=x.shape[2:])
 
-    def mean(self, start: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """x̂, or with a generator a draw of N(x̂, Λ⁻¹), by conjugate gradients from a start: (1, 1, H, W)."""
-        b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull
-        b = b if generator is None else b + self.noise(start, generator)
-        return conjugate_gradients(self.precision, b, start, SOLVES, NEARLY, self.about_inverse)
+    def mean(self, start: Tensor) -> Tensor:
+        """x̂, by conjugate gradients from a start: (1, 1, H, W)."""
+        return self._solved(self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull, start)
+
+    def draw(self, start: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of N(x̂, Λ⁻¹), by conjugate gradients from a start: (1, 1, H, W)."""
+        b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull + self.noise(start, generator)
+        return self._solved(b, start)
 
     def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Aᵀe / σ + c^{-½} Σ_i P_iᵀ W_i e_i, all e ~ N(0, I), whose covariance is Λ, of x's shape (S, 1, H, W)."""
@@ -134,7 +138,11 @@ class PhotographPosterior:
     def deviations(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws of N(0, Λ⁻¹): (count, 1, H, W)."""
         x = self.pull.new_zeros(count, *self.pull.shape[1:])
-        return conjugate_gradients(self.precision, self.noise(x, generator), x, SOLVES, NEARLY, self.about_inverse)
+        return self._solved(self.noise(x, generator), x)
+
+    def _solved(self, b: Tensor, start: Tensor) -> Tensor:
+        """Λ⁻¹ b; of the residual r and n pixels, rᵀC r / n is about the mean square error in standard deviations."""
+        return conjugate_gradients(self.precision, b, start, SOLVES, NEARLY, self.about_inverse, b.numel())
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ class RestoredImage:
         if self.redraw is not None:
             x, found = self.x, []
             for _ in range(SWEEPS + count):
-                x = self.redraw(x, generator).mean(x, generator)
+                x = self.redraw(x, generator).draw(x, generator)
                 found.append(x)
             return torch.cat(found[SWEEPS:])
         parts = [min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER)]
@@ -242,13 +250,13 @@ def denoised_twice(step: "ByPatches", y: Tensor, sigma: float, progress: Callabl
 
     progress: as of `restore_image`.
     """
-    levels, first = [sigma, sigma / AGAIN**0.5], step.sought(y, sigma, STEPS, total_variation(y, sigma))
-    law = step.posterior(y, y, sigma, first)
-    z = step(y, sigma, first)
+    levels = [sigma, sigma / AGAIN**0.5]
+    sought = step.sought(y, sigma, STEPS, total_variation(y, sigma))
+    law, z = step.posterior(y, y, sigma, sought), step(y, sigma, sought)
     x = (y + z) / 2  # as τ = σ
     progress(1, levels, x)
-    mean = law.mean(z)
-    x = (mean + step(x, levels[1], step.sought(x, levels[1], FEWER, x))) / 2
+    mean, sought = law.mean(z), step.sought(x, levels[1], FEWER, total_variation(x, levels[1]))
+    x = (mean + step(x, levels[1], sought)) / 2
     progress(2, levels, x)
     return RestoredImage(x, levels, sigma, lambda: law, mean=mean)
 
@@ -312,17 +320,19 @@ class ByPatches:
             (strip, of.gaussians(self.cut(strip, x), level) if z is None else denoising.gaussians(of, z))
             for strip, z in sought or self.usual(x, level)
         )
-        return self._given(y, laws)
+        return self._given(y, x, laws)
 
     @torch.no_grad()
     def redrawn(self, y: Tensor, x: Tensor, generator: torch.Generator) -> PhotographPosterior:
         """The same at codes drawn of q(z | P_i x), on a grid drawn anew."""
         drawn = partial(denoising.drawn_codes, self.prior, generator=generator)
         grid = self.grid(x, generator)
-        return self._given(y, ((strip, denoising.gaussians(self.prior, drawn(self.cut(strip, x)))) for strip in grid))
+        return self._given(
+            y, x, ((strip, denoising.gaussians(self.prior, drawn(self.cut(strip, x)))) for strip in grid)
+        )
 
-    def _given(self, y: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
-        pull, patches, count = torch.zeros_like(self.operator.A_adjoint(y)), [], math.prod(self.shape) / self.stride**2
+    def _given(self, y: Tensor, x: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
+        pull, patches, count = torch.zeros_like(x), [], math.prod(self.shape) / self.stride**2
         for strip, (mean, whitening) in laws:
             strip.add(whitening.spread(whitening.whitened(mean[None])) / count, pull)
             patches.append((strip, whitening))
@@ -353,7 +363,7 @@ def smooth_guess(operator: object, adjoint: Tensor, sigma: float) -> Tensor:
 
     adjoint: Aᵀy, (1, 1, H, W). All that y leaves open it fills in smoothly.
     """
-    weight = (SLOPE / sigma) ** 2
+    weight = (SLOPE / max(sigma, 0.01)) ** 2  # with less, holes would not fill in, and it is but a first guess
 
     def normal(x: Tensor) -> Tensor:
         return weight * operator.A_adjoint(operator.A(x)) + gradient_adjoint(x.diff(dim=2), x.diff(dim=3))
@@ -368,15 +378,18 @@ def conjugate_gradients(
     iterations: int = 100,
     tolerance: float = 1e-4,
     inverse: Callable[[Tensor], Tensor] = lambda residual: residual,
+    size: float | None = None,
 ) -> Tensor:
     """x with normal(x) = b, a symmetric positive definite function, from a start.
 
-    inverse: about that of normal, the preconditioner C. Ends where rᵀC r ≤ tolerance² bᵀC b, r the residual.
+    inverse: about that of normal, the preconditioner C. Ends at rᵀC r ≤ tolerance² size, r the residual, where size is
+    bᵀC b by default.
     Hestenes & Stiefel 1952; Nocedal & Wright 2006, algorithm 5.3.
     """
     residual = b - normal(x)
     direction = inverse(residual)
-    left, enough = (residual * direction).sum(), tolerance**2 * (b * inverse(b)).sum()
+    left = (residual * direction).sum()
+    enough = tolerance**2 * ((b * inverse(b)).sum() if size is None else size)
     for _ in range(iterations):
         if left <= enough:
             break

@@ -187,7 +187,7 @@ def test_a_networks_photograph_is_half_its_posterior_mean_half_its_patches_denoi
 
     z, once = denoised(y, 0.2, total_variation(y, 0.2), 3)
     x = (y + once) / 2  # as σ and the first level are the same
-    _, twice = denoised(x, found.levels[1], x, 2)
+    _, twice = denoised(x, found.levels[1], total_variation(x, found.levels[1]), 2)
 
     mean, whitening = gaussians(prior, z)
     v, d = (part.double().numpy() for part in (whitening.v, whitening.scales @ prior.scale_fields))

@@ -27,7 +27,6 @@ _PLACES = {
     "InputError": "files",
     "Plan": "plan",
     "Prior": "views",
-    "denoise": "denoising",
     "load": "views",
     "measure": "restoration",
     "posterior": "restoration",

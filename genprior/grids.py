@@ -13,11 +13,13 @@ TOGETHER = 2**15  # patches of a strip, at most
 class Strip:
     """Some rows of a grid's patches: P of one photograph (.., H, W), which is continued by mirrors beyond its borders.
 
-    rows, columns: which pixel of the photograph lies in each row and column that the patches cover.
+    rows, columns: which pixel of the photograph lies in each row and column that the patches cover; weights (P, 1): the
+    share of each patch within the photograph, over how many patches hold a pixel, on average.
     """
 
     rows: Tensor
     columns: Tensor
+    weights: Tensor
     shape: tuple[int, int]
     stride: int
 
@@ -37,16 +39,20 @@ def strips(x: Tensor, shape: tuple[int, int], stride: int, offset: list[int]) ->
 
     All that hold a pixel of the photograph are there, so that each pixel lies in one.
     """
-    starts, pixels = [], []
+    corners, pixels, weights = [], [], []
     for side, patch, begin in zip(x.shape[2:], shape, offset, strict=True):
         first = 1 - patch  # of all corners whose patch holds a pixel
-        starts.append(torch.arange(first + (begin - first) % stride, side, stride))
-        covered = torch.arange(int(starts[-1][0]), int(starts[-1][-1]) + patch)
+        corners.append(torch.arange(first + (begin - first) % stride, side, stride))
+        covered = torch.arange(int(corners[-1][0]), int(corners[-1][-1]) + patch)
         pixels.append(mirrored(covered, side).to(x.device))
-    together, found = max(1, TOGETHER // len(starts[1])), []
-    for first in range(0, len(starts[0]), together):
-        last = min(first + together, len(starts[0])) - 1
-        found.append(Strip(pixels[0][first * stride : last * stride + shape[0]], pixels[1], shape, stride))
+        within = (corners[-1] + patch).clamp_max(side) - corners[-1].clamp_min(0)
+        weights.append((within / patch * stride / patch).to(x))
+    together, found = max(1, TOGETHER // len(corners[1])), []
+    for first in range(0, len(corners[0]), together):
+        last = min(first + together, len(corners[0])) - 1
+        rows = pixels[0][first * stride : last * stride + shape[0]]
+        shares = weights[0][first : last + 1, None] * weights[1]
+        found.append(Strip(rows, pixels[1], shares.reshape(-1, 1), shape, stride))
     return found
 
 

@@ -2,10 +2,11 @@
 
 Minimised is EPLL's energy, in which no weight is tuned,
 
-    E(x) = ‖A x - y‖² / 2σ² - (1/c) Σ_i log p(P_i x),
+    E(x) = ‖A x - y‖² / 2σ² - Σ_i w_i log p(P_i x),
 
-P_i x the patches of a grid and c how many of them hold a pixel, on average. Half-quadratic splitting gives each patch a
-copy z_i, as far from P_i x as noise of a level τ. Patches are then denoised at the level τ, and A is inverted,
+P_i x the patches of a grid, continued by mirrors beyond the borders; w_i the share of a patch within them, over how
+many patches hold a pixel, on average, so that mirror images do not count twice. Half-quadratic splitting gives each
+patch a copy z_i, as far from P_i x as noise of a level τ. Patches are then denoised at the level τ, and A is inverted,
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
@@ -13,7 +14,7 @@ while τ falls. Of a mixture where A = I, the last x is the mean of the z_i alon
 
 At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the posterior of the whole photograph:
 
-    x | y ~ N(x̂, Λ⁻¹),   Λ = AᵀA / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ P_i,   Λ x̂ = Aᵀy / σ² + (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i.
+    x | y ~ N(x̂, Λ⁻¹),   Λ = AᵀA / σ² + Σ_i w_i P_iᵀ Σ_i⁻¹ P_i,   Λ x̂ = Aᵀy / σ² + Σ_i w_i P_iᵀ Σ_i⁻¹ μ_i.
 
 Of priors with codes, x̂ is the result where A leaves out pixels or frequencies, and half of it where A = I: there, codes
 of a second pass see cleaner patches, x̂ is right about what is smooth, and their errors differ. After a blur x̂, where E
@@ -28,7 +29,6 @@ Codes are in doubt too, above all of what y does not show. Gibbs sampling draws 
 q the variational encoder. Where A = I, codes stay at those of y, since q knows no patches with the noise of samples.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -56,7 +56,6 @@ SLOPE = 0.05  # how much neighbouring pixels of a photograph differ, for the fir
 SOLVES, NEARLY = 300, 5e-3  # steps of conjugate gradients for the posterior, at most; their error, in its deviations
 CELLS, PROBES = 16, 4  # of frequencies along each axis, and draws of noise, for their preconditioner
 STEPS = 3  # of Fisher scoring for each code, once a level is near σ; before, the encoder's codes do
-FEWER = 2  # of them in the second pass where A = I, which begins at better codes
 NEAR = 3  # times σ
 SWEEPS = 16  # of codes and photograph, drawn in turn, before the first sample
 SAMPLES = 32  # of which the standard deviation is taken: right to an eighth, were they independent
@@ -69,7 +68,7 @@ Sought = list[tuple[Strip, Tensor | None]]  # a grid's strips, each with the cod
 class PhotographPosterior:
     """N(x̂, Λ⁻¹) of a photograph, at one code for each of its patches, which were noisy ones of a level.
 
-    pull: (1/c) Σ_i P_iᵀ Σ_i⁻¹ μ_i, (1, 1, H, W); patches: each strip of the grid, and what whitens its Σ_i; count: c.
+    pull: Σ_i w_i P_iᵀ Σ_i⁻¹ μ_i, (1, 1, H, W); patches: each strip of the grid, and what whitens its Σ_i.
     """
 
     operator: object
@@ -77,13 +76,12 @@ class PhotographPosterior:
     sigma: float
     pull: Tensor
     patches: list[tuple[Strip, object]]
-    count: float
 
     def precision(self, x: Tensor) -> Tensor:
         """Λ x: (S, 1, H, W) -> (S, 1, H, W)."""
         found = self.operator.A_adjoint(self.operator.A(x)) / self.sigma**2
         for strip, whitening in self.patches:
-            strip.add(whitening.spread(whitening.whitened(strip.cut(x))) / self.count, found)
+            strip.add(strip.weights * whitening.spread(whitening.whitened(strip.cut(x))), found)
         return found
 
     @cached_property
@@ -92,7 +90,7 @@ class PhotographPosterior:
         ones = torch.ones_like(self.pull)  # which tell the diagonal of an AᵀA that has no other entries
         diagonal = self.operator.A_adjoint(self.operator.A(ones)).clamp_min(0) / self.sigma**2
         for strip, whitening in self.patches:
-            strip.add(whitening.diagonal()[None] / self.count, diagonal)
+            strip.add((strip.weights * whitening.diagonal())[None], diagonal)
         return diagonal.rsqrt()
 
     @cached_property
@@ -129,10 +127,10 @@ class PhotographPosterior:
         return self._solved(b, start)
 
     def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Aᵀe / σ + c^{-½} Σ_i P_iᵀ W_i e_i, all e ~ N(0, I), whose covariance is Λ, of x's shape (S, 1, H, W)."""
+        """Aᵀe / σ + Σ_i w_i^½ P_iᵀ W_i e_i, all e ~ N(0, I), whose covariance is Λ, of x's shape (S, 1, H, W)."""
         b = self.operator.A_adjoint(noise_like(self.operator.A(x), generator)) / self.sigma
         for strip, whitening in self.patches:
-            strip.add(whitening.spread(noise_like(strip.cut(x), generator)) / self.count**0.5, b)
+            strip.add(strip.weights.sqrt() * whitening.spread(noise_like(strip.cut(x), generator)), b)
         return b
 
     def deviations(self, count: int, generator: torch.Generator) -> Tensor:
@@ -255,7 +253,7 @@ def denoised_twice(step: "ByPatches", y: Tensor, sigma: float, progress: Callabl
     law, z = step.posterior(y, y, sigma, sought), step(y, sigma, sought)
     x = (y + z) / 2  # as τ = σ
     progress(1, levels, x)
-    mean, sought = law.mean(z), step.sought(x, levels[1], FEWER, total_variation(x, levels[1]))
+    mean, sought = law.mean(z), step.sought(x, levels[1], STEPS, total_variation(x, levels[1]))
     x = (mean + step(x, levels[1], sought)) / 2
     progress(2, levels, x)
     return RestoredImage(x, levels, sigma, lambda: law, mean=mean)
@@ -332,11 +330,11 @@ class ByPatches:
         )
 
     def _given(self, y: Tensor, x: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
-        pull, patches, count = torch.zeros_like(x), [], math.prod(self.shape) / self.stride**2
+        pull, patches = torch.zeros_like(x), []
         for strip, (mean, whitening) in laws:
-            strip.add(whitening.spread(whitening.whitened(mean[None])) / count, pull)
+            strip.add(strip.weights * whitening.spread(whitening.whitened(mean[None])), pull)
             patches.append((strip, whitening))
-        return PhotographPosterior(self.operator, y, self.sigma, pull, patches, count)
+        return PhotographPosterior(self.operator, y, self.sigma, pull, patches)
 
 
 def total_variation(x: Tensor, level: float, iterations: int = 50) -> Tensor:

@@ -138,6 +138,8 @@ def test_a_mixtures_file_holds_it(mixture, tmp_path):
         genprior.load(tmp_path / "other.safetensors")
 
 
+WITHIN = np.pad(np.ones((7, 9)), ((3, 3), (5, 5)))  # a photograph, and all pixels of patches that hold one of it
+WEIGHTS = np.lib.stride_tricks.sliding_window_view(WITHIN, SHAPE).mean((2, 3)).ravel() / 24  # at stride 1
 SEEN = torch.rand(7, 9, generator=torch.Generator().manual_seed(3)) < 0.6
 
 
@@ -150,9 +152,9 @@ def test_the_posterior_of_a_photograph_is_the_gaussian_of_all_its_patches(draw, 
     a = operator.A(torch.eye(63).reshape(63, 1, 7, 9)).flatten(1).T.numpy()  # complex, where y is
     patches = by_hand(x, [0, 0], 1).reshape(-1, 24, 63)
     precision = (a.conj().T @ a).real / 0.1**2
-    precision += np.einsum("pni,nm,pmj->ij", patches, np.linalg.inv(covariance), patches) / 24
+    precision += np.einsum("p,pni,nm,pmj->ij", WEIGHTS, patches, np.linalg.inv(covariance), patches)
     y = genprior.measure(operator, x, 0.1).flatten().numpy()
-    pulled = np.einsum("pni,n->i", patches, np.linalg.solve(covariance, mean)) / 24
+    pulled = np.einsum("p,pni,n->i", WEIGHTS, patches, np.linalg.solve(covariance, mean))
     expected = np.linalg.solve(precision, (a.conj().T @ y).real / 0.1**2 + pulled)
     check_preconditioner(found.posterior)
     np.testing.assert_allclose(found.posterior.mean(x).numpy().ravel(), expected, atol=2e-3)
@@ -187,15 +189,16 @@ def test_a_networks_photograph_is_half_its_posterior_mean_half_its_patches_denoi
 
     z, once = denoised(y, 0.2, total_variation(y, 0.2), 3)
     x = (y + once) / 2  # as σ and the first level are the same
-    _, twice = denoised(x, found.levels[1], total_variation(x, found.levels[1]), 2)
+    _, twice = denoised(x, found.levels[1], total_variation(x, found.levels[1]), 3)
 
     mean, whitening = gaussians(prior, z)
     v, d = (part.double().numpy() for part in (whitening.v, whitening.scales @ prior.scale_fields))
     root = prior.basis.double().numpy() / np.sqrt(v)[:, None] / d[:, :, None]  # D⁻¹ U diag(v)^{-½}, (P, 24, 24)
     local = root.swapaxes(1, 2) @ patches.reshape(-1, 24, 63)
-    precision = np.eye(63) / 0.2**2 + np.einsum("pni,pnj->ij", local, local) / 24
+    precision = np.eye(63) / 0.2**2 + np.einsum("p,pni,pnj->ij", WEIGHTS, local, local)
     white = np.einsum("pnm,pn->pm", root, mean.double().numpy())
-    expected = np.linalg.solve(precision, y.numpy().ravel() / 0.2**2 + np.einsum("pni,pn->i", local, white) / 24)
+    pulled = np.einsum("p,pni,pn->i", WEIGHTS, local, white)
+    expected = np.linalg.solve(precision, y.numpy().ravel() / 0.2**2 + pulled)
     np.testing.assert_allclose(whitening.diagonal().numpy(), np.square(root).sum(2), rtol=1e-4)
     check_preconditioner(found.posterior)
     np.testing.assert_allclose(found.mean.numpy().ravel(), expected, atol=2e-3)
@@ -245,7 +248,7 @@ def test_a_mixtures_components_are_those_of_the_noisy_patches(draw, mixture):
     own, local = inverses[mixture.likeliest(noisy, 0.1)], patches.reshape(-1, 24, 63)
     diagonals = mixture.gaussians(noisy, 0.1)[1].diagonal().numpy()
     np.testing.assert_allclose(diagonals, own.diagonal(axis1=1, axis2=2), rtol=1e-3)
-    expected = np.eye(63) / 0.1**2 + np.einsum("pni,pnm,pmj->ij", local, own, local) / 24
+    expected = np.eye(63) / 0.1**2 + np.einsum("p,pni,pnm,pmj->ij", WEIGHTS, local, own, local)
     columns = found.posterior.precision(torch.eye(63).reshape(63, 1, 7, 9)).flatten(1).numpy()
     np.testing.assert_allclose(columns, expected, atol=1e-4 * np.abs(expected).max())
     assert len({*mixture.likeliest(noisy, 0.1).tolist()}) > 1
@@ -302,8 +305,8 @@ def test_codes_that_say_nothing_leave_samples_of_one_gaussian(draw):
     basis = prior.basis.double().numpy()
     patches, seen = by_hand(x, [0, 0], 1).reshape(-1, 24, 63), np.diag(SEEN.flatten().double().numpy())
     local = basis.T @ patches
-    precision = seen / 0.1**2 + np.einsum("pni,n,pnj->ij", local, 1 / v, local) / 24
-    pulled = np.einsum("pni,n->i", local, mean / v) / 24
+    precision = seen / 0.1**2 + np.einsum("p,pni,n,pnj->ij", WEIGHTS, local, 1 / v, local)
+    pulled = np.einsum("p,pni,n->i", WEIGHTS, local, mean / v)
     expected = np.linalg.solve(precision, operator.A_adjoint(y).double().numpy().ravel() / 0.1**2 + pulled)
     samples, true = found.samples(2000).flatten(1).numpy(), np.linalg.inv(precision)
     scale = np.sqrt(np.diag(true))

@@ -209,7 +209,7 @@ def page(found: pd.DataFrame, count: int, args: argparse.Namespace) -> str:
             pairs.setdefault(method, {})[problem] = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row)
     folders = {"--train": args.train, "--test": args.test, "--dncnn": args.dncnn, "--kernels": args.kernels}
     words = [word for option, path in folders.items() if path is not None for word in (option, path.name)]
-    words += ["--methods", *args.methods, "--problems", *problems, "--every", str(args.every), "--page", str(args.page)]
+    words += ["--methods", *args.methods, "--problems", *problems, "--every", str(args.every)]
     parts = [
         "# Whole photographs",
         f"Written by `python -m benchmarks.photographs_whole {' '.join(words)}`: {count} photographs. "
@@ -236,7 +236,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["mixture", "tv", "nlm"])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=NOISE)
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--page", type=Path, default=Path("benchmarks/photographs_whole.md"))
     args, params = parser.parse_args(), load_params("params.yaml")
     methods = [method for method in ("mixture", "svae") if method in args.methods]
     for name in sorted({prior_of(method, problem) for method in methods for problem in args.problems}):
@@ -255,7 +254,7 @@ def main() -> None:
     rows = [dict(zip(("method", "problem", "photograph"), task, strict=True)) | row for task, row in found.items()]
     text = page(pd.DataFrame(rows), len(files), args)
     print(text)
-    write_text(args.page, text)
+    write_text(Path("benchmarks/photographs_whole.md"), text)
 
 
 if __name__ == "__main__":

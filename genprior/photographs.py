@@ -187,6 +187,8 @@ def _read(path: Path, white: float | None, colour: bool = False) -> tuple[np.nda
         raise
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture that can be read; JPEG, PNG or TIFF would be right") from None
+    except Image.DecompressionBombError:  # where `_check_size` would have come too late
+        raise InputError(f"{path}: too many pixels; at most {MOST_PIXELS} in all would be right") from None
     except Exception as error:  # decoders raise nearly anything on damaged data
         damaged = f"a damaged picture: {' '.join(str(error).split())}"
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or damaged[:400]}") from None
@@ -214,7 +216,7 @@ def _numbers(path: Path, colour: bool) -> tuple[np.ndarray, float]:
 
     Colours of 8 bits without alpha are grey already unless `colour`.
     """
-    with open(path, "rb") as file:  # given the file's name, Pillow takes some TIFF that lie on their side for others
+    with open(path, "rb") as file:  # given a name, Pillow maps uncompressed TIFF, and turns those on their side wrongly
         head, number = file.read(25), 0
         file.seek(0)
         if head.startswith(TIFF):
@@ -234,6 +236,8 @@ def _numbers(path: Path, colour: bool) -> tuple[np.ndarray, float]:
 
                 numbers = imagecodecs.png_decode(path.read_bytes()).reshape(*image.size[::-1], -1)
                 return _upright(numbers, image.getexif().get(274, 1)), 65535
+            if image.format != "TIFF" and (count := getattr(image, "n_frames", 1)) > 1:
+                _say(f"{path}: holds {count} pictures; the first is taken")
             image.seek(number)
             told = image.tile[0].args if image.tile else ""  # how Pillow's decoder calls the numbers, and of PPM white
             kind, *white = told if isinstance(told, tuple) else (told,)

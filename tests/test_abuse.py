@@ -138,6 +138,8 @@ def test_pictures(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("genprior.photographs.MOST_PIXELS", 100)  # by Pillow and by tifffile
     for name in ("none", "whole.deep.tif"):
         assert outcome(lambda name=name: read_photograph(tmp_path / name), "at most 100 in all") is None
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    assert outcome(lambda: read_photograph(tmp_path / "none"), "too many pixels; at most 100 in all") is None
     assert capfd.readouterr() == ("", "")  # libraries in C and loggers warn there
 
 

@@ -1,6 +1,7 @@
 """By how much two runs differ in each measure, beside the own noise that docs/metrics.md has for it, as Markdown.
 
     python -m tools.noise metrics OTHER/metrics    # of the same code and parameters, on another kind of CPU
+    python -m tools.noise --method gan metrics OTHER/metrics
 
 For a measure whose own noise is in per cent, so are its differences: of the larger of the two values.
 """
@@ -18,7 +19,10 @@ from pipeline.tables import COLUMNS, MEASURES, measure_of, read_table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs=2, metavar="METRICS", help="a folder of metrics")
-    print(noise_table(*map(read_table, parser.parse_args().folders)))
+    parser.add_argument("--method", metavar="NAME", help="numbers of this method alone")
+    arguments = parser.parse_args()
+    one, other = map(read_table, arguments.folders)
+    print(noise_table(one if arguments.method is None else one[one.method == arguments.method], other))
 
 
 def noise_table(one: pd.DataFrame, other: pd.DataFrame) -> str:

@@ -98,7 +98,7 @@ def by_mixtures(splits: Pair, test: Pair, params: Params) -> dict[tuple[str, str
     for name, prior in mixtures.items():
         found[name, "nats"] = prior.log_prob(dequantised.flatten(1).double().numpy()).mean() / x[0].numel()
         for problem in pose({problem: params.problems[problem] for problem in PROBLEMS}, x, 0):
-            matrix = as_matrix(problem.operator, tuple(x.shape[2:])).double().numpy()
+            matrix = as_matrix(problem.operator, tuple(x.shape[2:]), x).double().numpy()
             estimate, _ = prior.condition(matrix, problem.y.flatten(1).double().numpy(), problem.sigma)
             found[name, problem.name] = estimate.reshape(x.squeeze(1).shape)
     return found

@@ -31,7 +31,7 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from genprior.images import cut_patches, dct_basis, psnr_db
 from genprior.mixture import GaussianMixture, save_mixture
 from genprior.networks import save_network
-from genprior.operators import Convolution, Downsampling, Identity, Inpainting, LinearOperator
+from genprior.operators import Convolution, Downsampling, Identity, Inpainting
 from genprior.photographs import read_photograph
 from genprior.splitting import RestoredImage, restore_image
 from genprior.views import load
@@ -44,14 +44,8 @@ from pipeline.run import run, set_up
 from stages import restore, train_svae
 
 WIDE = ("noise", "inpaint")  # problems for which the structured VAE has 16 × 16 pixels
-METHODS = {  # and the problems that they know, where not all
-    "mixture": None,
-    "svae": None,
-    "tv": None,
-    "nlm": "noise",
-    "bm3d": "noise",
-    "dncnn": "noise_25",
-}
+# and with what the problems begin that they know
+METHODS = {"mixture": "", "svae": "", "tv": "", "nlm": "noise", "bm3d": "noise", "dncnn": "noise_25"}
 NOISE = ("noise_15", "noise_25", "noise_50")
 PROBLEMS = (*NOISE, "blur_1", "blur_5", "double", "inpaint_80")
 MAPPED = "noise_25"  # where the intervals of the structured VAE are compared with the truth
@@ -101,7 +95,7 @@ def dncnn(y: torch.Tensor, file: Path) -> torch.Tensor:
     return y - found
 
 
-def posed(problem: str, x: torch.Tensor, args: argparse.Namespace) -> tuple[LinearOperator, float, torch.Tensor]:
+def posed(problem: str, x: torch.Tensor, args: argparse.Namespace) -> tuple[object, float, torch.Tensor]:
     """What a photograph (1, 1, H, W) is seen through, σ, and what is measured: the same for all methods."""
     draw, shape = torch.Generator().manual_seed(0), x.shape[2:]
     kind, _, number = problem.partition("_")
@@ -122,13 +116,7 @@ def posed(problem: str, x: torch.Tensor, args: argparse.Namespace) -> tuple[Line
 
 @torch.no_grad()
 def restored(
-    method: str,
-    problem: str,
-    operator: LinearOperator,
-    y: torch.Tensor,
-    sigma: float,
-    weight: float,
-    args: argparse.Namespace,
+    method: str, problem: str, operator: object, y: torch.Tensor, sigma: float, weight: float, args: argparse.Namespace
 ) -> RestoredImage | np.ndarray:
     """A photograph (1, 1, H, W) from what was measured."""
     picture = y.squeeze().numpy()
@@ -154,7 +142,7 @@ def photograph(file: str) -> torch.Tensor:
     return torch.from_numpy(levels[: len(levels) // 2 * 2, : levels.shape[1] // 2 * 2] / np.float32(255))[None, None]
 
 
-def error(found: RestoredImage | np.ndarray, operator: LinearOperator, x: torch.Tensor) -> np.ndarray:
+def error(found: RestoredImage | np.ndarray, operator: object, x: torch.Tensor) -> np.ndarray:
     image = found.x.numpy() if isinstance(found, RestoredImage) else found
     return (image.clip(0, 1) - x.numpy())[(..., *getattr(operator, "kept", ()))]
 
@@ -248,7 +236,7 @@ def main() -> None:
         for file in files
         for problem in args.problems
         for method in args.methods
-        if METHODS[method] is None or problem.startswith(METHODS[method])
+        if problem.startswith(METHODS[method])
     ]
     found = side_by_side(partial(work, args, params, weights), tasks, params.threads, "photographs")
     rows = [dict(zip(("method", "problem", "photograph"), task, strict=True)) | row for task, row in found.items()]

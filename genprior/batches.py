@@ -43,6 +43,8 @@ def by_reverse_mode(value: Callable[[Tensor, Tensor], Tensor], z: Tensor, rows: 
         return energy.detach(), torch.autograd.grad(energy.sum(), z)[0]
 
 
-def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of the shape of `like`, drawn on the CPU."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+def noise_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape of a tensor, of a complex one in each part, drawn on the CPU."""
+    parts = torch.view_as_real(like.resolve_conj()) if like.is_complex() else like
+    noise = torch.randn(parts.shape, generator=generator, dtype=parts.dtype).to(like.device)
+    return torch.view_as_complex(noise) if like.is_complex() else noise

@@ -29,7 +29,7 @@ import genprior
 from genprior.files import InputError, existing, one_line_errors
 from genprior.images import estimate_sigma, from_opponent, psnr_db, save_grid, to_opponent
 from genprior.mixture import GaussianMixture
-from genprior.operators import Convolution, Downsampling, Identity, Inpainting, LinearOperator
+from genprior.operators import Convolution, Downsampling, Identity, Inpainting
 from genprior.photographs import SUFFIXES, read_colours, read_mask, write_photograph
 from genprior.splitting import SAMPLES
 from genprior.views import View
@@ -77,7 +77,7 @@ def kernel_of(args: argparse.Namespace, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(kernel / kernel.sum())
 
 
-def operator_of(args: argparse.Namespace, seen: np.ndarray) -> LinearOperator:
+def operator_of(args: argparse.Namespace, seen: np.ndarray) -> object:
     """K. What is measured has the size of `seen`; with --simulate, the clean photograph has."""
     if args.kernel is not None:
         kernel = kernel_of(args, seen.shape)
@@ -120,11 +120,7 @@ def progress_of(channel: str, truth: np.ndarray | None) -> Callable[[int, list[f
 
 
 def restored(
-    prior: View | GaussianMixture,
-    operator: LinearOperator,
-    y: np.ndarray,
-    truth: np.ndarray | None,
-    args: argparse.Namespace,
+    prior: View | GaussianMixture, operator: object, y: np.ndarray, truth: np.ndarray | None, args: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A photograph (C, 1, H, W) in [0, 1] from y (C, ...), C = 1 or 3: of colours each channel by itself.
 
@@ -135,7 +131,7 @@ def restored(
     if colour:
         y, truth = to_opponent(y), None if truth is None else to_opponent(truth)
     for i, name in enumerate(CHANNELS[len(y)]):
-        channel = torch.from_numpy(y[i : i + 1]).to(device_of(prior))
+        channel = torch.from_numpy(y[i : i + 1]).to(prior.device)
         tell = progress_of(name, None if truth is None else truth[i])
         sigma = args.sigma / len(y) ** 0.5
         image = genprior.restore_image(prior, operator, channel, sigma, args.stride, args.seed, tell)
@@ -147,11 +143,6 @@ def restored(
         apart = np.stack([colours(sample) - x for sample in np.stack(drawn, 1)])
         std = np.sqrt(np.square(apart).mean((0, 1, 2)))
     return x.clip(0, 1), std
-
-
-def device_of(prior: View | GaussianMixture) -> torch.device:
-    """Where it computes: mixtures do on the CPU."""
-    return getattr(prior, "device", torch.device("cpu"))
 
 
 def load(args: argparse.Namespace) -> View | GaussianMixture:
@@ -172,8 +163,8 @@ def restore(args: argparse.Namespace) -> None:
     seen = seen_pixels(args, levels.shape[:2])
     args.sigma, noise = noise_of(levels, seen, args)
 
-    operator = operator_of(args, seen).to(device_of(prior))
-    measured = lambda x: operator.A(torch.from_numpy(x).to(device_of(prior))).cpu().numpy()  # noqa: E731
+    operator = operator_of(args, seen).to(prior.device)
+    measured = lambda x: operator.A(torch.from_numpy(x).to(prior.device)).cpu().numpy()  # noqa: E731
     picture = np.moveaxis(levels, 2, 0)[:, None].copy()
     y, truth = measured(picture) if args.simulate or args.mask else picture, None
     if args.simulate:

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genprior.batches import by_forward_mode, by_parts, floats_at_once, standard_normal
+from genprior.batches import by_forward_mode, by_parts, floats_at_once, noise_like
 from genprior.files import InputError
-from genprior.gaussian import LOG_2_PI
 
+LOG_2_PI = math.log(2 * math.pi)
 Moments = tuple[Tensor, ...]
 Expanded = tuple[Tensor, Tensor, Moments | None, Tensor]  # what `Covariance.fisher` gives
 Axes = tuple[Tensor, Tensor]  # of A = A_h ⊗ A_w: A_h (h, h) and A_w (w, w)
@@ -72,31 +72,20 @@ class Observation:
         """K U: (m, n)."""
         return None if self.matrix is None else self.matrix @ self.basis
 
-    def linearised(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """K x and the Jacobian of K U at coefficients c (P, n): (P, m), and (m, n) or (P, m, n)."""
+    def linearised(self, c: Tensor, pixels: bool = False) -> tuple[Tensor, Tensor]:
+        """K x and the Jacobian of K U, or of K in pixels, at coefficients c (P, n): (P, m), and (m, n) or (P, m, n)."""
         if self.matrix is not None:
-            return c @ self.in_basis.T, self.in_basis
+            return c @ self.in_basis.T, self.matrix if pixels else self.in_basis
 
         def forward(c: Tensor) -> tuple[Tensor]:
             return (self.operator.A(self.images(c)).flatten(1),)
 
         (predicted,), (jacobian,) = by_forward_mode(forward, c)
-        return predicted, jacobian
-
-    def linearised_in_pixels(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """K x and the Jacobian of K in pixels at coefficients c (P, n): (P, m), and (m, n) or (P, m, n)."""
-        if self.matrix is not None:
-            return c @ self.in_basis.T, self.matrix
-        predicted, jacobian = self.linearised(c)
-        return predicted, jacobian @ self.basis.T
+        return predicted, jacobian @ self.basis.T if pixels else jacobian
 
     def images(self, c: Tensor) -> Tensor:
         """Images of coefficients: (P, n) -> (P, 1, h, w)."""
         return (c @ self.basis.T).reshape(-1, 1, *self.shape)
-
-    def noise(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """A draw of the noise e for each code: (P, m)."""
-        return self.sigma * standard_normal(self.y[rows], generator)
 
 
 def cholesky(covariance: Tensor) -> Tensor:
@@ -131,10 +120,6 @@ class Isotropic:
         m, floats = y.shape[1], floats_at_once(y)
         self.size = max(2**12, 16 * m)
         self.chunk, self.fisher_chunk = (max(1, floats // n) for n in (self.size, max(2**16, 12 * m * latent_size)))
-
-    def wider(self, factor: float) -> "Isotropic":
-        """The same with σ so many times as large."""
-        return Isotropic(self.y, factor * self.sigma, self.latent_size)
 
     def constant(self, rows: Tensor) -> float:
         return self.y.shape[1] / 2 * (LOG_2_PI + 2 * math.log(self.sigma))
@@ -246,8 +231,8 @@ class Dense:
         c, v = moments
         start, noise = c, 0.0
         if generator is not None:
-            start = c + v.sqrt() * standard_normal(c, generator)
-            noise = self.observation.noise(rows, generator)
+            start = c + v.sqrt() * noise_like(c, generator)
+            noise = self.sigma * noise_like(self.y[rows], generator)
         predicted, b, factor = self._factors(c, v)
         moved = ((start - c).unsqueeze(1) @ b.mT).squeeze(1)
         solved = solve(factor, self.y[rows] - predicted - moved - noise)
@@ -318,7 +303,7 @@ class Diagonal:
         c, v = moments
         start, noise = c, 0.0
         if generator is not None:
-            start, noise = c + v.sqrt() * standard_normal(c, generator), self.sigma * standard_normal(c, generator)
+            start, noise = c + v.sqrt() * noise_like(c, generator), self.sigma * noise_like(c, generator)
         residual = self.y[rows] - self.norms * start - noise
         return self.observation.images(start + v * self.norms * residual / self._variance(v))
 
@@ -365,32 +350,30 @@ class Scaled:
         covariance.diagonal(dim1=1, dim2=2).add_(self.sigma**2)
         return covariance
 
-    def _factorised(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """K G(z) (P, m), and S (P, m, m)."""
-        predicted, jacobian = self.observation.linearised_in_pixels(moments[0])
-        return predicted, self._covariance(jacobian, *moments[1:])
+    def _white(self, y: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+        """L⁻¹ (y - K G(z)) for the columns of y, (P or 1, m, N) -> (P, m, N), and log det S (P,)."""
+        predicted, jacobian = self.observation.linearised(moments[0], pixels=True)
+        factor = cholesky(self._covariance(jacobian, *moments[1:]))
+        white = torch.linalg.solve_triangular(factor, y - predicted.unsqueeze(2), upper=False)
+        return white, log_determinant(factor)
 
     def misfit(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         def of_part(rows: Tensor, *moments: Tensor) -> tuple[Tensor, Tensor]:
-            predicted, covariance = self._factorised(moments)
-            factor = cholesky(covariance)
-            white = torch.linalg.solve_triangular(factor, (self.y[rows] - predicted).unsqueeze(2), upper=False)
-            return white.square().sum((1, 2)), log_determinant(factor)
+            white, log_det = self._white(self.y[rows].unsqueeze(2), moments)
+            return white.square().sum((1, 2)), log_det
 
         return by_parts(of_part, self.dense_chunk, rows, *moments)
 
     def misfit_of_all(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         def of_part(*moments: Tensor) -> tuple[Tensor, Tensor]:
-            predicted, covariance = self._factorised(moments)
-            factor = cholesky(covariance)
-            white = torch.linalg.solve_triangular(factor, self.y[rows].T - predicted.unsqueeze(2), upper=False)
-            return white.square().sum(1), log_determinant(factor)
+            white, log_det = self._white(self.y[rows].T, moments)
+            return white.square().sum(1), log_det
 
         return by_parts(of_part, self.dense_chunk, *moments)
 
     def _root(self, moments: Moments) -> tuple[Tensor, ...]:
         """K x, K's Jacobian, R with R S Rᵀ = I (P, m, m), and log det S (P,)."""
-        predicted, jacobian = self.observation.linearised_in_pixels(moments[0])
+        predicted, jacobian = self.observation.linearised(moments[0], pixels=True)
         factor = cholesky(self._covariance(jacobian, *moments[1:]))
         return predicted, jacobian, inverse(factor), log_determinant(factor)
 
@@ -455,12 +438,12 @@ class Scaled:
         v = moments[1]
         own, noise = torch.zeros_like(v), torch.zeros_like(self.y[rows])
         if generator is not None:
-            own, noise = v.sqrt() * standard_normal(v, generator), self.observation.noise(rows, generator)
+            own, noise = v.sqrt() * noise_like(v, generator), self.sigma * noise_like(self.y[rows], generator)
 
         def of_part(rows: Tensor, own: Tensor, noise: Tensor, *moments: Tensor) -> Tensor:
             c, v, scales = moments
             d = scales @ self.fields
-            predicted, jacobian = self.observation.linearised_in_pixels(c)
+            predicted, jacobian = self.observation.linearised(c, pixels=True)
             residual = self.y[rows] - predicted - noise
             residual = residual - ((d * (own @ self.basis.T)).unsqueeze(1) @ jacobian.mT).squeeze(1)
             solved = solve(cholesky(self._covariance(jacobian, v, scales)), residual)
@@ -473,13 +456,9 @@ class Scaled:
 class White(Scaled):
     """`Scaled` where K = I and σ = 0, that is -log p(x | z): diag(v)^{-½} Uᵀ D⁻¹ whitens x - G(z)."""
 
-    def _floats(self, m: int, n: int) -> int:
-        return 2**14
-
     def __init__(self, observation: Observation, fields: Tensor):
         super().__init__(observation, fields)
-        n = len(self.basis)
-        self.dense_chunk = max(1, floats_at_once(self.y) // (7 * n**2))
+        self.size = 2**14
 
     def _whitening(self, moments: Moments) -> tuple[Tensor, Tensor]:
         """D's diagonal (P, n), and log det S (P,)."""
@@ -489,7 +468,7 @@ class White(Scaled):
     def _root(self, moments: Moments) -> tuple[Tensor, ...]:
         d, log_det = self._whitening(moments)
         root = self.basis.T / d[:, None] / moments[1].sqrt()[:, :, None]
-        return *self.observation.linearised_in_pixels(moments[0]), root, log_det
+        return *self.observation.linearised(moments[0], pixels=True), root, log_det
 
     def misfit(self, rows: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         d, log_det = self._whitening(moments)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genprior.batches import by_parts
+from genprior.batches import by_parts, noise_like
 from genprior.energies import denoising_energy
 from genprior.inversion import fisher_scoring
-from genprior.problem import noise_like
 from genprior.views import Prior
 
 FROM_ZERO = 10  # steps of Fisher scoring without an encoder

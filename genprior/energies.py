@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genprior.batches import by_forward_mode, by_parts, by_reverse_mode, floats_at_once, standard_normal
+from genprior.batches import by_forward_mode, by_parts, by_reverse_mode, floats_at_once, noise_like
 from genprior.covariances import Covariance, Dense, Diagonal, Isotropic, Moments, Observation, Scaled, Separable, White
 from genprior.problem import Problem, stated
 from genprior.streams import stream
@@ -100,8 +100,11 @@ class Energy:
 
         Graduated non-convexity, Blake & Zisserman 1987.
         """
-        wider = getattr(self.covariance, "wider", None)
-        return None if wider is None else Energy(self.model, wider(2.0), self.image, self.latent_precision)
+        own = self.covariance
+        if not isinstance(own, Isotropic):
+            return None
+        wider = Isotropic(own.y, 2 * own.sigma, own.latent_size)
+        return Energy(self.model, wider, self.image, self.latent_precision)
 
 
 class Rows:
@@ -207,11 +210,11 @@ def _lost_in_float32(view: object, problem: Problem, precision: float) -> float:
     draw, exact, count = stream(0, "float32"), view.in_double(), 2**22 // len(problem.matrix) ** 2
     z = torch.randn(max(4, min(512, count)), view.latent_size, generator=draw).to(problem.matrix)
     c, v, *scales = exact.moments(z.double())
-    own = standard_normal(c, draw) * v.sqrt()
+    own = noise_like(c, draw) * v.sqrt()
     scales = scales[0] @ exact.scale_fields if scales else 1.0
     double = problem.in_double()
     y = (c @ exact.basis.T + scales * (own @ exact.basis.T)) @ double.matrix.T
-    y, rows = y + problem.sigma * standard_normal(y, draw), torch.arange(len(z), device=z.device)
+    y, rows = y + problem.sigma * noise_like(y, draw), torch.arange(len(z), device=z.device)
     energy = _energy(view, replace(problem, y=y), precision)
     rounded = torch.stack([energy.value(z, rows), energy.of_all(z, rows).diagonal()])
     value = _energy(exact, replace(double, y=y), precision).value(z.double(), rows)

@@ -1,9 +1,10 @@
 """A learned flow: where the codes of G lie, as a function of a standard normal code."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from genprior.gaussian import LOG_2_PI
 from genprior.layers import mlp, with_columns
 
 
@@ -68,4 +69,4 @@ class CouplingFlow(nn.Module):
     def log_density(self, t: Tensor) -> Tensor:
         """log density of codes in nats: (N, k) -> (N,)."""
         z, log_determinant = self.inverse(t)
-        return log_determinant - 0.5 * (z.square() + LOG_2_PI).sum(1)
+        return log_determinant - 0.5 * (z.square() + math.log(2 * math.pi)).sum(1)

@@ -1,11 +1,13 @@
 """Encoder and decoder for patches, on standardised DCT coefficients."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from genprior.images import dct_basis
 
@@ -64,12 +66,9 @@ def with_columns(network: nn.Sequential, z: Tensor, columns: Tensor) -> tuple[Te
 
 def scale_fields(shape: tuple[int, int], grid: int = 4) -> Tensor:
     """Bumps that add up to 1 in every pixel: bilinear interpolation from a coarse grid, (at most grid², h w)."""
-    axes = []
-    for size in shape:
-        count = min(grid, size)
-        knots = (np.arange(count) + 0.5) * size / count - 0.5
-        axes.append([np.interp(np.arange(size), knots, bump) for bump in np.eye(count)])
-    return torch.from_numpy(np.kron(*axes))
+    sides = [min(grid, size) for size in shape]
+    bumps = torch.eye(math.prod(sides), dtype=torch.float64, device="cpu").reshape(-1, 1, *sides)
+    return interpolate(bumps, shape, mode="bilinear").flatten(1)
 
 
 class Coefficients(nn.Module):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from genprior.files import InputError, whole_file
 from genprior.flow import CouplingFlow
-from genprior.gaussian import gaussian_log_likelihood
 from genprior.images import dct_basis
 from genprior.layers import Coefficients, Decoder, Encoder, with_columns
 
@@ -46,15 +45,8 @@ class PriorNetwork(nn.Module):
         flow: bool = False,
     ):
         super().__init__()
-        self.config = {
-            "shape": list(shape),
-            "latent_size": latent_size,
-            "hidden": list(hidden),
-            "activation": activation,
-            "noise": noise,
-            "encoder": encoder,
-            "flow": False,
-        }
+        self.config = {"shape": list(shape), "latent_size": latent_size, "hidden": list(hidden)}
+        self.config |= {"activation": activation, "noise": noise, "encoder": encoder, "flow": False}
         self.shape, self.latent_size = tuple(shape), latent_size
         self.coefficients = Coefficients(shape)
         self.encoder = None
@@ -115,10 +107,6 @@ class PriorNetwork(nn.Module):
         """The network's code of a standard normal latent: (N, k) -> (N, k)."""
         return self.code_mean + z @ self.code_factor.T
 
-    def code_with_columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`code` and its Jacobian, the same for all: (N, k) and (k, k)."""
-        return self.code(z), self.code_factor
-
     def moments(self, z: Tensor) -> tuple[Tensor, ...]:
         """Mean and variance v of Uᵀx given z: (N, k) -> (N, n), (N, n) or None; scales (N, B) if any."""
         code = self.code(z if self.flow is None else self.flow(z))
@@ -128,12 +116,11 @@ class PriorNetwork(nn.Module):
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """`moments` and their Jacobians: two (N, n), then two (N, n, k); of scales (N, B) and (N, B, k)."""
-        if self.flow is None:
-            code, columns = self.code_with_columns(z)
-        else:
-            t, flow_columns = self.flow.with_columns(z)
-            code, columns = self.code_with_columns(t)
+        columns = self.code_factor
+        if self.flow is not None:
+            z, flow_columns = self.flow.with_columns(z)
             columns = columns @ flow_columns
+        code = self.code(z)
         mean, mean_columns = self.decoder.forward_with_columns(code, columns)
         variance, variance_columns = self.decoder.variance_with_columns(code, columns)
         mean, mean_columns = self.coefficients.restore(mean), self.coefficients.scale[:, None] * mean_columns
@@ -144,14 +131,11 @@ class PriorNetwork(nn.Module):
 
     def residual_log_likelihood(self, residual: Tensor, variance: Tensor, scales: Tensor | None = None) -> Tensor:
         """log N(Uᵀx - mean; 0, its covariance) of what `moments` gave: residual (N, n) -> (N,), in nats."""
-        if scales is None:
-            return gaussian_log_likelihood(residual, variance)
-        d = scales @ self.scale_fields
-        return gaussian_log_likelihood((residual @ self.basis.T / d) @ self.basis, variance) - d.log().sum(1)
-
-    def through(self, matrix: Tensor) -> "Observed":
-        """K G for a linear operator's matrix K (m, n), as one network."""
-        return Observed(self, matrix)
+        log_scale = 0.0
+        if scales is not None:
+            d = scales @ self.scale_fields
+            residual, log_scale = (residual @ self.basis.T / d) @ self.basis, d.log().sum(1)
+        return -0.5 * (residual**2 / variance + variance.log() + math.log(2 * math.pi)).sum(1) - log_scale
 
     def decode(self, z: Tensor) -> Tensor:
         """G(z): (N, k) -> (N, 1, h, w)."""
@@ -225,7 +209,7 @@ class Observed(nn.Module):
 
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """K G(z) and its Jacobian: (N, m) and (N, m, k)."""
-        code, code_columns = self.prior.code_with_columns(z)
+        code, code_columns = self.prior.code(z), self.prior.code_factor
         predicted, columns = with_columns(self.network, code, code_columns)
         return (predicted + code @ self.linear.T,), (columns + self.linear @ code_columns,)
 

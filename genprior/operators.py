@@ -6,8 +6,6 @@ may state what makes S cheaper: `orthogonal_in`, the bases U, here the "dct", in
 orthogonal, and `axes`, K_h (h, h) and K_w (w, w) with K = K_h ⊗ K_w, () for K = I.
 """
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
@@ -15,14 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from genprior.files import InputError
-
-
-class LinearOperator(Protocol):
-    """What a linear forward operator offers: ⟨A(x), y⟩ = ⟨x, A_adjoint(y)⟩."""
-
-    def A(self, x: Tensor) -> Tensor: ...
-
-    def A_adjoint(self, y: Tensor) -> Tensor: ...
 
 
 class Identity(nn.Module):
@@ -43,9 +33,7 @@ class Inpainting(nn.Module):
     def __init__(self, mask: Tensor):
         super().__init__()
         if mask.ndim != 2 or not mask.any():
-            raise InputError(
-                f"mask: {tuple(mask.shape)}, {int(mask.sum())} measured; (h, w) with a pixel would be right"
-            )
+            raise InputError(f"mask: {tuple(mask.shape)}, {int(mask.sum())} measured; (h, w) with a pixel is right")
         self.register_buffer("mask", mask)
         self.register_buffer("measured", mask.flatten().nonzero().squeeze(1))
 
@@ -120,11 +108,10 @@ def gaussian_sensing(shape: tuple[int, int], measurements: int, generator: torch
     return Dense(matrix / measurements**0.5, shape)
 
 
-def as_matrix(operator: LinearOperator, shape: tuple[int, int], like: Tensor | None = None) -> Tensor:
+def as_matrix(operator: object, shape: tuple[int, int], like: Tensor) -> Tensor:
     """The matrix of a linear operator on patches of `shape`, of the dtype and on the device of `like`: (m, n)."""
-    n = shape[0] * shape[1]
-    identity = torch.eye(n) if like is None else torch.eye(n, dtype=like.dtype, device=like.device)
-    return operator.A(identity.reshape(n, 1, *shape)).flatten(1).T.contiguous()
+    identity = torch.eye(shape[0] * shape[1]).to(like)
+    return operator.A(identity.reshape(-1, 1, *shape)).flatten(1).T.contiguous()
 
 
 class Convolution(nn.Module):
@@ -145,12 +132,8 @@ class Convolution(nn.Module):
         padded[:a, :b] = kernel
         padded = padded.roll((-((a - 1) // 2), -((b - 1) // 2)), (0, 1))
         self.register_buffer("spectrum", torch.fft.rfft2(padded))
-        self.kept = tuple(
-            slice(size - 1 - (size - 1) // 2, side - (size - 1) // 2, factor)
-            if border == "cut"
-            else slice(0, side, factor)
-            for size, side in zip(kernel.shape, shape, strict=True)
-        )
+        sizes = kernel.shape if border == "cut" else (1, 1)
+        self.kept = tuple(slice(a // 2, side - (a - 1) // 2, factor) for a, side in zip(sizes, shape, strict=True))
 
     def _filtered(self, x: Tensor, spectrum: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum.to(x.dtype.to_complex()), self.shape)

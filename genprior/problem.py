@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genprior.batches import standard_normal
+from genprior.batches import noise_like
 from genprior.files import InputError, nonnegative
 from genprior.operators import as_matrix
 
@@ -94,12 +94,7 @@ def each(function: Callable[[Tensor], Tensor], measured: object) -> object:
 def parts_of(measured: object) -> list[Tensor]:
     """The tensors of what operators measure."""
     parts = []
-
-    def keep(part: Tensor) -> Tensor:
-        parts.append(part)
-        return part
-
-    each(keep, measured)
+    each(lambda part: parts.append(part) or part, measured)
     return parts
 
 
@@ -107,12 +102,6 @@ def rows_of(measured: object) -> Tensor:
     """What operators measure, (N, ...), as rows of real numbers: (N, m)."""
     parts = [_real(part).flatten(1) for part in parts_of(measured)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def noise_like(part: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers like a tensor, of a complex one in each part."""
-    noise = standard_normal(_real(part), generator)
-    return torch.view_as_complex(noise) if part.is_complex() else noise
 
 
 def _real(part: Tensor) -> Tensor:

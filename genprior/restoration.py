@@ -10,15 +10,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from genprior.batches import by_parts
+from genprior.batches import by_parts, noise_like
 from genprior.energies import Energy, Rows, energy_of
 from genprior.files import InputError, nonnegative, whole_number
 from genprior.inversion import Modes, search, starting_codes
 from genprior.plan import Plan
-from genprior.problem import each, noise_like, refused
+from genprior.problem import each, refused
 from genprior.sampling import (
     Mixture,
-    Samples,
     credible_interval,
     dominant,
     laplace_mixture,
@@ -92,26 +91,35 @@ class Restored:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Equally weighted samples of codes and images given measurements, and what is known of them."""
+    """Equally weighted samples of codes and images given measurements, and what is known of them.
 
-    samples: Samples
-    like: Tensor  # a code of the view, of whose kind and precision all is
+    codes: (N, S, k), in the precision of the problem; log_evidence: log p(y) in nats, (N,), and its standard error,
+    which knows nothing of modes that no sample found; effective: the effective size of the weighed draws as a share of
+    the samples, at most 1, (N,); status: where each problem's samples come from, "importance sampling" or "annealed
+    SMC"; like: a code of the view, of whose kind and precision all is.
+    """
+
+    codes: Tensor
+    log_evidence: Tensor
+    log_evidence_error: Tensor
+    effective: Tensor
+    status: list[str]
+    like: Tensor
     problem: Energy
     seed: int
 
     @property
     def z(self) -> Tensor:
         """Codes: (N, S, k)."""
-        return self.samples.z.to(self.like.dtype).as_subclass(type(self.like))
+        return self.codes.to(self.like.dtype).as_subclass(type(self.like))
 
     @cached_property
     @torch.no_grad()
     def x(self) -> Tensor:
         """One image x ~ p(x | y, z) for each code: (N, S, 1, h, w)."""
-        problems, count, _ = self.samples.z.shape
-        rows = torch.arange(problems, device=self.samples.z.device).repeat_interleave(count)
-        draw = stream(self.seed, "posterior images")
-        codes = self.samples.z.flatten(0, 1)
+        problems, count, _ = self.codes.shape
+        rows = torch.arange(problems, device=self.codes.device).repeat_interleave(count)
+        draw, codes = stream(self.seed, "posterior images"), self.codes.flatten(0, 1)
         x = by_parts(lambda z, rows: self.problem.draw(z, rows, draw), DRAWN_TOGETHER, codes, rows)
         return x.unflatten(0, (problems, count)).to(self.like.dtype)
 
@@ -128,26 +136,6 @@ class Posterior:
     def interval(self, level: float) -> tuple[Tensor, Tensor]:
         """Bounds of the central credible interval of each pixel: (N, 1, h, w) each."""
         return credible_interval(self.x, level)
-
-    @property
-    def log_evidence(self) -> Tensor:
-        """log p(y) in nats: (N,)."""
-        return self.samples.log_evidence.to(self.like.dtype)
-
-    @property
-    def log_evidence_error(self) -> Tensor:
-        """Its standard error, which knows nothing of modes that no sample found: (N,)."""
-        return self.samples.log_evidence_error.to(self.like.dtype)
-
-    @property
-    def effective(self) -> Tensor:
-        """Effective size of the weighed draws as a share of the samples, at most 1: (N,)."""
-        return self.samples.effective.to(self.like.dtype)
-
-    @property
-    def status(self) -> list[str]:
-        """Where each problem's samples come from: "importance sampling" or "annealed SMC"."""
-        return self.samples.status
 
 
 @torch.no_grad()
@@ -211,7 +199,9 @@ def _sampled(energy: Energy, starts: Tensor, plan: Plan, like: Tensor, samples: 
     """Samples from the modes that searches from the first starts find, none of them dropped."""
     samples = _as_samples(samples, energy)
     modes = search(energy, starts[:POSTERIOR_STARTS], replace(plan, halve_every=0))
-    return Posterior(sample_posterior(energy, modes, samples, stream(seed, "posterior")), like, energy, seed)
+    found = sample_posterior(energy, modes, samples, stream(seed, "posterior"))
+    told = (part.to(like.dtype) for part in (found.log_evidence, found.log_evidence_error, found.effective))
+    return Posterior(found.z, *told, found.status, like, energy, seed)
 
 
 def _as_samples(samples: int, energy: Energy) -> int:

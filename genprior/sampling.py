@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genprior.batches import by_parts, standard_normal
+from genprior.batches import by_parts, noise_like
+from genprior.covariances import LOG_2_PI
 from genprior.energies import Energy, Rows, energies_of_all
 from genprior.files import InputError, nonnegative
-from genprior.gaussian import LOG_2_PI
 from genprior.inversion import Modes
 
 IMPORTANCE, ANNEALED = "importance sampling", "annealed SMC"
@@ -324,7 +324,7 @@ def _resampled(z: Tensor, log_weight: Tensor, samples: int, generator: torch.Gen
     draws = log_weight.shape[1]
     error = ((1 / share - 1) / draws).clamp_min(0).sqrt()  # delta method
     effective = (draws / samples * share).clamp_max(1.0)
-    return _take(z, _resample(log_weight, samples, generator)), evidence, error, effective
+    return z.take_along_dim(_resample(log_weight, samples, generator)[..., None], 1), evidence, error, effective
 
 
 def _mean_and_effective(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,10 +341,6 @@ def _resample(log_weight: Tensor, samples: int, generator: torch.Generator) -> T
     points = (torch.arange(samples, device=cumulative.device) + offset) / samples
     index = torch.searchsorted(cumulative, points).clamp_max(log_weight.shape[1] - 1)
     return index.gather(1, torch.rand(index.shape, generator=generator).argsort(1).to(index.device))
-
-
-def _take(z: Tensor, index: Tensor) -> Tensor:
-    return z.gather(1, index[..., None].expand(-1, -1, z.shape[2]))
 
 
 def smc(
@@ -405,7 +401,7 @@ def annealed_smc(
             log_weight, power[live] = _powered(likelihood[live], raised - power[live]), raised
             evidence[live] += _mean_and_effective(log_weight)[0]
             index = _resample(log_weight, samples, generator)
-            z[live], founder[live] = _take(z[live], index), founder[live].gather(1, index)
+            z[live], founder[live] = z[live].take_along_dim(index[..., None], 1), founder[live].gather(1, index)
             likelihood[live] = likelihood[live].gather(1, index)
         part = Rows(energy, live)
         z[live], likelihood[live], reach[live] = _move(
@@ -457,11 +453,6 @@ def _powered(likelihood: Tensor, power: Tensor) -> Tensor:
     return torch.where(likelihood == -torch.inf, -torch.inf, power[:, None] * likelihood)
 
 
-def _change(new: Tensor, old: Tensor) -> Tensor:
-    """log of the ratio of two likelihoods, -inf where the new one is 0."""
-    return torch.where(new == -torch.inf, -torch.inf, new - old)
-
-
 def _move(
     energy: Energy,
     z: Tensor,
@@ -489,10 +480,10 @@ def _move(
     for _ in range(CONSTANTS.moves):
         old, old_white = z[todo], white[todo]
         rho = reach[todo, None] * torch.exp(-2 * torch.rand(old.shape[:2], generator=generator).to(z))
-        moved = (1 - rho.square()).sqrt()[..., None] * old_white + rho[..., None] * standard_normal(old, generator)
+        moved = (1 - rho.square()).sqrt()[..., None] * old_white + rho[..., None] * noise_like(old, generator)
         proposed = mean[todo] + moved @ factor[todo].mT
         proposed_likelihood = _log_likelihood(Rows(energy, todo), proposed)
-        log_accept = _powered(_change(proposed_likelihood, likelihood[todo]), power[todo])
+        log_accept = power[todo, None] * (proposed_likelihood - likelihood[todo])  # NaN of two that are impossible
         log_accept += 0.5 * (old.square() - proposed.square() + moved.square() - old_white.square()).sum(2)
         accepted = torch.rand(log_accept.shape, generator=generator).to(z).log() < log_accept  # false for NaN
         z[todo] = torch.where(accepted[..., None], proposed, old)

@@ -39,11 +39,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from genprior import denoising
+from genprior.batches import noise_like
 from genprior.files import InputError, nonnegative, whole_number
 from genprior.grids import Strip, strips
 from genprior.images import estimate_sigma
 from genprior.operators import FourierSampling, Identity, Inpainting
-from genprior.problem import noise_like, refused
+from genprior.problem import refused
 from genprior.streams import generator_of, stream
 from genprior.views import View
 
@@ -117,14 +118,9 @@ class PhotographPosterior:
         waves = torch.fft.rfft2(self._scales * x) / self._gains
         return self._scales * torch.fft.irfft2(waves, s=x.shape[2:])
 
-    def mean(self, start: Tensor) -> Tensor:
-        """x̂, by conjugate gradients from a start: (1, 1, H, W)."""
-        return self._solved(self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull, start)
-
-    def draw(self, start: Tensor, generator: torch.Generator) -> Tensor:
-        """A draw of N(x̂, Λ⁻¹), by conjugate gradients from a start: (1, 1, H, W)."""
-        b = self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull + self.noise(start, generator)
-        return self._solved(b, start)
+    def mean(self, start: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+        """x̂, by conjugate gradients from a start, or with `noise` a draw of N(x̂, Λ⁻¹): (1, 1, H, W)."""
+        return self._solved(self.operator.A_adjoint(self.y) / self.sigma**2 + self.pull + noise, start)
 
     def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Aᵀe / σ + Σ_i w_i^½ P_iᵀ W_i e_i, all e ~ N(0, I), whose covariance is Λ, of x's shape (S, 1, H, W)."""
@@ -175,7 +171,8 @@ class RestoredImage:
         if self.redraw is not None:
             x, found = self.x, []
             for _ in range(SWEEPS + count):
-                x = self.redraw(x, generator).draw(x, generator)
+                law = self.redraw(x, generator)
+                x = law.mean(x, law.noise(x, generator))
                 found.append(x)
             return torch.cat(found[SWEEPS:])
         parts = [min(DRAWN_TOGETHER, count - first) for first in range(0, count, DRAWN_TOGETHER)]
@@ -303,9 +300,8 @@ class ByPatches:
         total, count = torch.zeros_like(x), torch.zeros_like(x)
         for strip, z in sought or self.usual(x, level):
             patches = self.cut(strip, x)
-            found = (
-                self.prior.denoise(patches, level) if z is None else denoising.denoise(self.prior, patches, level, z)
-            )
+            of = self.prior
+            found = of.denoise(patches, level) if z is None else denoising.denoise(of, patches, level, z)
             strip.add(found.flatten(1)[None], total)
             strip.add(torch.ones_like(found).flatten(1)[None], count)
         return total / count
@@ -323,11 +319,9 @@ class ByPatches:
     @torch.no_grad()
     def redrawn(self, y: Tensor, x: Tensor, generator: torch.Generator) -> PhotographPosterior:
         """The same at codes drawn of q(z | P_i x), on a grid drawn anew."""
-        drawn = partial(denoising.drawn_codes, self.prior, generator=generator)
+        code = partial(denoising.drawn_codes, self.prior, generator=generator)
         grid = self.grid(x, generator)
-        return self._given(
-            y, x, ((strip, denoising.gaussians(self.prior, drawn(self.cut(strip, x)))) for strip in grid)
-        )
+        return self._given(y, x, ((strip, denoising.gaussians(self.prior, code(self.cut(strip, x)))) for strip in grid))
 
     def _given(self, y: Tensor, x: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
         pull, patches = torch.zeros_like(x), []

@@ -10,7 +10,7 @@ from torch import Tensor
 import genprior
 from genprior.files import InputError, find_prior, whole_number
 from genprior.mixture import GaussianMixture, load_mixture
-from genprior.networks import PriorNetwork, load_network
+from genprior.networks import Observed, PriorNetwork, load_network
 from genprior.plan import Plan
 from genprior.streams import generator_of
 
@@ -92,7 +92,8 @@ class View:
         """The encoder's (mean) codes of patches in [0, 1]: (N, 1, h, w) -> (N, k); InputError without an encoder."""
         if self.network.encoder is None:
             raise InputError("this prior has no encoder: it was trained without one")
-        return self._encode(x).as_subclass(self.code)
+        encode = self.network.encode if self.code is RangeCode else self.network.encode_residual
+        return encode(x).as_subclass(self.code)
 
     def log_prob(self, x: Tensor, samples: int = 100, seed: int = 0) -> Tensor:
         """log p(x) of dequantised patches (N, 1, h, w) in nats: (N,); InputError of a range, which has no density.
@@ -121,10 +122,7 @@ class Range(View):
 
     def through(self, matrix: Tensor) -> "object":
         """K G for a linear operator's matrix K (m, n), as one network with its own derivatives."""
-        return self.network.through(matrix)
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return self.network.encode(x)
+        return Observed(self.network, matrix)
 
 
 class Prior(View):
@@ -165,9 +163,6 @@ class Prior(View):
     def moments_with_columns(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """`moments` and their Jacobians: (N, n, k) each; of scales (N, B, k)."""
         return self.network.moments_with_columns(self.own(z))
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return self.network.encode_residual(x)
 
 
 def load(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import genprior.files
@@ -53,7 +53,8 @@ class Checkpoint:
             tensors[str(len(tensors))] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             return {"tensor": str(len(tensors) - 1)}
 
-        text = json.dumps([step, rows, [_state(part) for part in parts]], default=numbered)
+        states = [part.get_state() if isinstance(part, torch.Generator) else part.state_dict() for part in parts]
+        text = json.dumps([step, rows, states], default=numbered)
         tensors["text"] = torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
         content = safetensors.torch.save(tensors)
         with whole_file(path) as part:
@@ -65,7 +66,7 @@ class Checkpoint:
         if len({*ranks.of_all(self.run.hexdigest())}) > 1:
             raise InputError("ranks differ in code, data, torch or kind of CPU; the same on all would be right")
         content = path.read_bytes() if path.is_file() and ranks.rank() == 0 else b""
-        content = ranks.of_first(content if content[:DIGEST] == self._digest(content[DIGEST:]) else b"")
+        content = ranks.of_all(content if content[:DIGEST] == self._digest(content[DIGEST:]) else b"")[0]
         if not content:
             return 0
         tensors = safetensors.torch.load(content[DIGEST:])
@@ -109,7 +110,3 @@ def resumable(count: int, what: str, checkpoint: Checkpoint | None, parts: list,
                 checkpoint.save(path, parts, rows, step + 1)
 
     return steps(count, what, saved(), done)
-
-
-def _state(part: nn.Module | torch.Generator) -> dict | Tensor:
-    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()

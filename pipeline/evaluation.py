@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from genprior.covariances import LOG_2_PI
 from genprior.energies import Energy, energy_of
-from genprior.gaussian import LOG_2_PI
 from genprior.inversion import CONVERGED, search, starting_codes
 from genprior.operators import Identity
 from genprior.plan import Plan
@@ -91,11 +91,6 @@ def reliability(found: Posterior) -> dict[str, float]:
     }
 
 
-def picture_rows(samples: Tensor) -> Tensor:
-    """What the report shows of a posterior (N, S, 1, h, w): four samples, their mean, their standard deviation."""
-    return torch.cat([samples[:, :4], samples.mean(1, keepdim=True), samples.std(1, keepdim=True)], 1).squeeze(2)
-
-
 def solve(prior: Prior, x: Tensor, name: str, params: Params) -> tuple[Rows, Images]:
     """Restore patches x (N, 1, h, w) from one problem under each constraint, with all that is measured of it."""
     settings, seed, posed = params.evaluate, params.seed, {name: params.problems[name]}
@@ -118,7 +113,7 @@ def solve(prior: Prior, x: Tensor, name: str, params: Params) -> tuple[Rows, Ima
             images["mean"] = found.mean(settings.mean_samples, seed)
             rows["mean"] = problem.measures(x, images["mean"])
             spread = found.posterior(settings.posterior_samples, seed, first=count)
-            images["posterior"] = picture_rows(spread.x)
+            images["posterior"] = torch.cat([spread.x[:, :4], spread.mean[:, None], spread.std[:, None]], 1).squeeze(2)
             row |= uncertainty(spread, x[:count])
             on_own = uncertainty(found_own.posterior(settings.posterior_samples, seed), own)
             row |= {f"in_range_{measure}": value for measure, value in on_own.items()}

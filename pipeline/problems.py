@@ -6,17 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genprior import operators
+from genprior.batches import noise_like
 from genprior.images import psnr_db
-from genprior.operators import (
-    Convolution,
-    Downsampling,
-    FourierSampling,
-    GaussianBlur,
-    Identity,
-    Inpainting,
-    gaussian_sensing,
-    motion_kernel,
-)
 from genprior.streams import stream
 from pipeline.params import OfPhotograph, Problem
 
@@ -25,24 +17,24 @@ def build_operator(problem: Problem | OfPhotograph, shape: tuple[int, int], gene
     """The operator of one block of `problems` in params.yaml, for images of `shape`."""
     match problem.operator:
         case "identity":
-            return Identity()
+            return operators.Identity()
         case "inpaint":
             seen = max(1, round((1 - problem.missing) * shape[0] * shape[1]))
             mask = torch.zeros(shape[0] * shape[1], dtype=torch.bool)
             mask[torch.randperm(len(mask), generator=generator)[:seen]] = True
-            return Inpainting(mask.reshape(shape))
+            return operators.Inpainting(mask.reshape(shape))
         case "blur":
-            return GaussianBlur(shape, problem.width)
+            return operators.GaussianBlur(shape, problem.width)
         case "downsample":
-            return Downsampling(problem.factor)
+            return operators.Downsampling(problem.factor)
         case "gaussian":
-            return gaussian_sensing(shape, problem.measurements, generator)
+            return operators.gaussian_sensing(shape, problem.measurements, generator)
         case "motion":
-            return Convolution(shape, motion_kernel(problem.length, problem.angle))
+            return operators.Convolution(shape, operators.motion_kernel(problem.length, problem.angle))
         case "fourier":  # the lowest frequencies, which hold most of a photograph, and others by chance
             distance = torch.hypot(torch.fft.fftfreq(shape[0])[:, None], torch.fft.fftfreq(shape[1]))
             lowest = distance <= distance.flatten().sort().values[int(problem.share * distance.numel() / 3)]
-            return FourierSampling(lowest | (torch.rand(shape, generator=generator) < 2 / 3 * problem.share))
+            return operators.FourierSampling(lowest | (torch.rand(shape, generator=generator) < 2 / 3 * problem.share))
 
 
 @dataclass(frozen=True)
@@ -73,9 +65,7 @@ def pose(problems: dict[str, Problem | OfPhotograph], x: Tensor, seed: int, patc
     for name, problem in problems.items():
         operator = build_operator(problem, tuple(x.shape[2:]), stream(seed, name)).to(x.device)
         clean = operator.A(x)
-        parts = torch.view_as_real(clean) if clean.is_complex() else clean  # real and imaginary ones have noise each
-        noise = torch.randn(parts.shape, generator=stream(seed, f"{name}/noise/{patches}")).to(x.device)
-        noise = torch.view_as_complex(noise) if clean.is_complex() else noise
+        noise = noise_like(clean, stream(seed, f"{name}/noise/{patches}"))
         measured.append(Measured(name, operator, problem.sigma, clean + problem.sigma * noise))
     return measured
 

@@ -95,11 +95,6 @@ def of_all(value: Value) -> list[Value]:
     return found
 
 
-def of_first(value: Value) -> Value:
-    """What the first rank has, in all."""
-    return of_all(value if rank() == 0 else None)[0]
-
-
 def rows_of_all(rows: "torch.Tensor") -> "torch.Tensor":
     """Rows (S / R, ...) of each of R ranks in turn, rank 0's first, rank 1's first, ..., rank 0's second: (S, ...)."""
     if count() == 1:

@@ -54,16 +54,11 @@ class Measure(NamedTuple):
         return float(self.noise or 0)
 
 
-def _registry() -> dict[str, Measure]:
-    found = {}
-    for line in REGISTRY.read_text(encoding="utf-8").splitlines():
-        if line.startswith("| `"):
-            key, title, unit, better, digits, noise, note = (cell.strip(" `") for cell in line.strip("|").split(" | "))
-            found[key] = Measure(key, title, unit, better, int(digits), noise, note)
-    return found
-
-
-MEASURES = _registry()
+MEASURES = {}
+for line in REGISTRY.read_text(encoding="utf-8").splitlines():
+    if line.startswith("| `"):
+        key, *cells, digits, noise, note = (cell.strip(" `") for cell in line.strip("|").split(" | "))
+        MEASURES[key] = Measure(key, *cells, int(digits), noise, note)
 
 
 def measure_of(key: str) -> Measure | None:

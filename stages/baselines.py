@@ -58,7 +58,7 @@ def solve(
     posed = {name: {**params.problems, **of_crossover}[name]}
     (problem,), (on_validation,) = pose(posed, x, params.seed), pose(posed, x_validation, params.seed, "validation")
     shape = tuple(x.shape[2:])
-    matrix = as_matrix(problem.operator, shape).double().numpy()
+    matrix = as_matrix(problem.operator, shape, x).double().numpy()
     y, y_validation, truth = (t.flatten(1).double().numpy() for t in (problem.y, on_validation.y, x_validation))
 
     latent_weight = problem.sigma**2 if params.evaluate.latent_weight is None else params.evaluate.latent_weight

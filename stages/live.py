@@ -40,16 +40,6 @@ def whole_numbers(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def rounded(network: PriorNetwork) -> PriorNetwork:
-    """The prior, changed in place to what the page has of it."""
-    for weight in drawing(network).values():
-        if weight.ndim > 1:
-            steps, whole = whole_numbers(weight)
-            weight.copy_(torch.from_numpy(steps[:, None] * whole))
-    return network
-
-
-@torch.no_grad()
 def packed(network: PriorNetwork, x: Tensor) -> dict:
     """A prior for live.js: its numbers, and codes of patches x (N, 1, h, w).
 

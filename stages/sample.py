@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from genprior.files import InputError
 from genprior.images import save_grid
 from genprior.networks import PriorNetwork, load_network
 from genprior.views import Prior, View
@@ -70,8 +69,6 @@ def with_neighbours(samples: Tensor, patches: Tensor, count: int) -> Tensor:
 def collapse_curve(path: str, train: Tensor, neighbours: int, seed: int) -> pd.DataFrame:
     """What a training's snapshots show of mode collapse, against the patches that it set apart: a row for each."""
     snapshots = read_array(path)
-    if snapshots.dtype.names != ("step", "samples") or snapshots["samples"].shape[2:] != train.shape[2:]:
-        raise InputError(f"{path}: no samples of a training, of {list(train.shape[2:])} patches; train the GAN anew")
     real = draw_patches(train, snapshots["samples"].shape[1], seed)
     fakes = torch.from_numpy(snapshots["samples"]).float().unsqueeze(2).to(train.device)
     found = [collapse(real, fake, neighbours) for fake in fakes]

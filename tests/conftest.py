@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 
@@ -35,12 +35,33 @@ def surroundings(*left_out: str) -> dict[str, str]:
     return kept | {f"GIT_{who}_{what}": "t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
+def runner(folder: Path) -> Callable[..., str]:
+    """`run(*command, code=0, **environment)` runs a command in a folder and returns all that it prints."""
+    base = surroundings("PYTHON", "GENPRIOR")
+
+    def run(*command: str, code: int = 0, **environment: str) -> str:
+        done = subprocess.run(
+            command, cwd=folder, env=base | environment, text=True, capture_output=True, timeout=600, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _torch_as_the_stages_set_it():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    """What draws random numbers of float64."""
+    torch.set_default_dtype(torch.float64)
+    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
@@ -134,15 +155,7 @@ def workspace(tmp_path, values):
     (tmp_path / ".dvc/config").write_text(DVC_CONFIG)
     tiny(values)["extract_patches"]["patch_size"] = [12, 12]  # with scales, an energy costs the cube of its pixels
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    environment = surroundings()
-
-    def run(*command: str, code: int = 0) -> str:
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=600, check=False
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
+    run = runner(tmp_path)
     run("git", "init", "-q")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "Begin")
@@ -152,11 +165,3 @@ def workspace(tmp_path, values):
 def ran(output: str) -> set[str]:
     """The stages that DVC says it ran."""
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-
-
-def pytest_terminal_summary(terminalreporter: object) -> None:
-    """Counts that a test records as `told`, which the summary shows."""
-    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
-        for name, value in getattr(report, "user_properties", []):
-            if name == "told" and report.when == "call":
-                terminalreporter.write_line(value)

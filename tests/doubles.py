@@ -34,6 +34,28 @@ class Analytic:
         return ByForwardMode(lambda z: (self.decode(z).flatten(1) @ matrix.T,))
 
 
+class Both:
+    """An A and its adjoint, with what else an operator states."""
+
+    def __init__(self, A, A_adjoint=None, **others):
+        self.A = A
+        if A_adjoint is not None:
+            self.A_adjoint = A_adjoint
+        self.__dict__.update(others)
+
+
+def curved(draw, k=3, m=20, slope=0.25):
+    """A decoder that is linear in the middle, and flat far from it: (P, k) -> (P, m)."""
+    inner, outer = torch.randn(16, k, generator=draw), torch.randn(m, 16, generator=draw) * slope
+    return lambda z: torch.tanh(z @ inner.T) @ outer.T
+
+
+def curved_moments(draw, k=3, size=0.1):
+    """The same in DCT coefficients, its variances from size / e to size · e."""
+    mean, spread = curved(draw, k, N, 1 / 3), torch.randn(N, k, generator=draw)
+    return lambda z: (mean(z), size * torch.exp(torch.tanh(z @ spread.T)))
+
+
 def range_energy(decode, y, latent_weight, sigma=0.5):
     """That of any decoder of vectors with K = I."""
     precision = 1.0 if latent_weight is None else latent_weight / sigma**2

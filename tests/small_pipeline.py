@@ -3,12 +3,11 @@
 import atexit
 import functools
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import DVC_CONFIG, ROOT, surroundings
+from conftest import DVC_CONFIG, ROOT, runner
 
 FILES = {
     "dvc.yaml": """\
@@ -22,7 +21,7 @@ stages:
     cmd: python -m stages.right
     deps: [lib/code.py, stages/right.py]
     params: [right]
-    outs: [data/right.txt, data/curve.csv]
+    outs: [data/right.txt]
   join:
     cmd: python -m stages.join
     deps: [data/left.txt, data/right.txt, lib/code.py, stages/join.py]
@@ -30,8 +29,6 @@ stages:
     outs:
       - metrics/join.json: {cache: false}
 metrics: [metrics]
-plots:
-  - curve: {x: step, y: {data/curve.csv: loss}}
 """,
     "params.yaml": """\
 seed: 0
@@ -70,7 +67,6 @@ write("data/left.txt", str(PARAMS["left"]["value"]))
 from lib.code import PARAMS, write
 
 write("data/right.txt", str(PARAMS["right"]["value"]))
-write("data/curve.csv", f"step,loss\\n0,1\\n1,{PARAMS['right']['value']}\\n")
 """,
     "stages/join.py": """\
 import json
@@ -103,20 +99,6 @@ def _begun(repro: bool) -> Path:
     run("git", "add", "-A")
     run("git", "commit", "-qm", "Begin")
     return folder
-
-
-def runner(folder: Path) -> Callable[..., str]:
-    """`run(*command, code=0, **environment)` runs a command in a folder and returns all that it prints."""
-    base = surroundings("PYTHON")
-
-    def run(*command: str, code: int = 0, **environment: str) -> str:
-        done = subprocess.run(
-            command, cwd=folder, env=base | environment, text=True, capture_output=True, timeout=300, check=False
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    return run
 
 
 def begin(folder: Path, repro: bool = True) -> Callable[..., str]:

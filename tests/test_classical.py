@@ -227,20 +227,3 @@ def test_a_mixture_of_more_components_than_there_are_patches_is_refused(values, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"30 patches .* baselines\.mixture_components = 40"):
         baselines.main()
-
-
-def test_lasso_does_not_depend_on_the_order_of_its_coefficients(problem):
-    matrix, y = problem
-    basis = dct_basis(6, 6)
-    shuffled = basis[:, [0, *(1 + np.random.default_rng(0).permutation(35))]]
-    found = [classical.lasso(matrix, order, y, [1e-5, 0.01]) for order in (basis, shuffled)]
-    np.testing.assert_allclose(*found, atol=1e-8)
-
-
-def test_total_variation_of_a_rotation_is_denoising():
-    """‖Q x - y‖ = ‖x - Qᵀ y‖ for an orthogonal Q."""
-    draw = np.random.default_rng(0)
-    rotation, y = dct_basis(6, 6), draw.random(size=(4, 36))
-    found = classical.total_variation(rotation, (6, 6), y, [0.2])
-    expected = classical.total_variation(np.eye(36), (6, 6), y @ rotation, [0.2])
-    np.testing.assert_allclose(found, expected, atol=1e-8)

@@ -166,16 +166,16 @@ def test_what_is_simulated_is_restored_and_its_psnr_printed(folder, name, option
 
 def test_sixteen_bits_and_what_the_camera_told_are_kept(folder):
     path, call = folder
-    numbers = np.rint(65535 * read(path / "noisy colour.png")).astype(np.uint16)
+    numbers = np.rint(4095 * read(path / "noisy colour.png")).astype(np.uint16)
     tifffile.imwrite("deep.tif", numbers, photometric="rgb", extratags=[(271, "s", 0, "Camera Works", True)])
     call("restore", "noisy colour.png", "--sigma", 0.1)
     for out in ("deep out.tif", "deep out.png"):
-        call("restore", "deep.tif", "--sigma", 0.1, "--out", out)
+        call("restore", "deep.tif", "--sigma", 0.1, "--white", 4095, "--out", out)
         with Image.open(out) as picture:
             assert picture.getexif()[271] == "Camera Works"
     found = tifffile.imread("deep out.tif")
     assert found.dtype == np.uint16
-    np.testing.assert_allclose(found / 65535, read(path / "restored.png"), atol=0.6 / 255)
+    np.testing.assert_allclose(found / 65535, read(path / "restored.png"), atol=1.01 / 255)
 
 
 def test_passes_are_told_to_a_terminal_alone(folder, priors, capsys, monkeypatch):
@@ -228,16 +228,6 @@ def test_noise_is_estimated_or_what_was_given_is_doubted(folder):
         ) == doubted
 
 
-def test_a_white_level_scales_the_picture(folder):
-    path, call = folder
-    numbers = np.rint(4095 * read(path / "noisy.png")).astype(np.uint16)
-    Image.fromarray(numbers).save(path / "detector.png")
-    call("restore", "noisy.png", "--sigma", 0.1)
-    expected = read(path / "restored.png")
-    call("restore", "detector.png", "--sigma", 0.1, "--white", 4095)
-    np.testing.assert_allclose(np.asarray(Image.open("restored.png")) / 65535, expected, atol=1.01 / 255)
-
-
 def test_names_in_the_other_form_of_unicode_are_found(folder):
     path, call = folder
     written, named = (unicodedata.normalize(form, "Fotos für später") for form in ("NFD", "NFC"))
@@ -264,24 +254,18 @@ def test_samples_are_the_priors(priors, folder, options):
         ("", "COMMAND"),
         ("restore true.png --simulate", "--sigma"),
         ("restore true.png --mask holes.png", "to estimate the noise; give --sigma"),
-        ("restore true.png --sigma 0.1 --white 0", "--white: 0"),
         ("restore true.png --sigma 0.1 --mask=", ".: not a file"),
         ("restore true.png --sigma 0.1 --out folder.png", "--out folder.png"),
         ("restore true.png --sigma 0", "--sigma: 0: 0.0001 to 1"),
-        ("restore true.png --sigma 0.1 --simulate --missing 0.5 --mask seen.png", "--missing"),
         ("restore true.png --sigma 0.1 --missing 0.5", "--missing goes with --simulate"),
         ("restore true.png --sigma 0.1 --mask seen.png --scale 2", "--scale: not allowed with argument --mask"),
-        ("restore true.png --sigma 0.1 --kernel kernel.png --mask seen.png", "--mask: not allowed with"),
         ("restore true.png --sigma 0.1 --scale 5", "--scale: invalid choice: 5"),
         ("restore true.png --sigma 0.1 --kernel black.png", "black.png: black all over"),
         ("restore small.png --sigma 0.1 --kernel true.png", "true.png: [21, 30] (height, width); small.png is only"),
-        ("restore true.png --sigma 0.1 --kernel nothing.png", "nothing.png: No such file"),
         ("restore true.png --sigma 0.1 --out kernel.png --kernel kernel.png", "--out kernel.png: would overwrite"),
-        ("restore true.png --sigma 0.1 --std true.png", "--std true.png: would overwrite what is to be restored"),
         ("restore true.png --sigma 0.1 --std a.png --out a.png", "--std a.png: would overwrite --out"),
         ("restore true.png --sigma 0.1 --std a.jpg", "--std a.jpg: a name that ends in .png"),
         ("restore true.png --sigma 0.1 --out a.gif", "--out a.gif: a name that ends in .png or .tif or"),
-        ("restore true.png --sigma 0.1 --stride 9", "stride = 9: a whole number from 1 to 8"),
         ("restore true.png --sigma 0.1 --mask seen.png --crop 5 4 3 9", "seen.png: black all over --crop"),
         ("restore true.png --sigma 0.1 --simulate --scale 4 --crop 0 0 3 9", "[3, 9] pixels; at least 4 × 4"),
         ("restore true.png --sigma 0.1 --crop 0 0 2 9", "true.png: [2, 9] pixels; at least 3 × 3"),
@@ -290,10 +274,7 @@ def test_samples_are_the_priors(priors, folder, options):
         ("restore true.png --sigma 0.1 --prior nobody", "nobody: no such prior"),
         ("restore true.png --sigma 0.1 --prior plain.safetensors", "plain.safetensors: a prior without"),
         ("sample --prior plain.safetensors", "--range"),
-        ("restore text.txt --sigma 0.1", "text.txt"),
         ("restore true.png --sigma 0.1 --mask small.png", "small.png"),
-        ("restore true.png --sigma 0.1 --mask black.png", "black.png"),
-        ("sample --count 0", "--count: 0"),
         ("sample", "a mixture, which restores only; ae, vae"),
     ],
 )
@@ -302,7 +283,6 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, capsys,
     Image.fromarray(255 * np.eye(20, 30, dtype=np.uint8)).save(path / "small.png")
     Image.new("L", (30, 21), 0).save(path / "black.png")
     write(path / "holes.png", np.random.default_rng(0).random((21, 30)) > 0.5)
-    (path / "text.txt").write_text("no picture")
     (path / "folder.png").mkdir()
     save_network(PriorNetwork(SHAPE, 2, [4], "silu", None), path / "plain.safetensors")
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}

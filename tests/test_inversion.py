@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from doubles import best, find, range_energy
+from doubles import best, curved, find, range_energy
 
 from genprior.energies import chapter_objective
 from genprior.inversion import (
@@ -17,13 +17,6 @@ from genprior.inversion import (
     fisher_scoring,
     lbfgs,
 )
-
-
-@pytest.fixture
-def draw():
-    torch.set_default_dtype(torch.float64)
-    return torch.Generator().manual_seed(0)
-
 
 SOLVERS = {
     "fisher_scoring": lambda energy, starts: find(energy, starts, 60),
@@ -49,11 +42,6 @@ def test_linear_decoder_gives_least_squares(draw, solver, latent_weight, rank):
     if rank == 5:
         np.testing.assert_allclose(found.z.numpy(), expected, atol=5e-3)
         assert found.status == [CONVERGED] * 7 or solver != "fisher_scoring"
-
-
-def curved(draw, k=3, m=20):
-    inner, outer = torch.randn(16, k, generator=draw), torch.randn(m, 16, generator=draw) / 4
-    return lambda z: torch.tanh(z @ inner.T) @ outer.T
 
 
 @pytest.mark.parametrize("reference", ["adam", "lbfgs"])

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from genprior.layers import ACTIVATIONS
 from genprior.networks import PriorNetwork
-from stages.live import LEVELS, drawing, packed, rounded
+from stages.live import LEVELS, drawing, packed, whole_numbers
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not there")
 SHAPE, K = (6, 8), 3
@@ -51,6 +51,16 @@ def network_of(noise: str, activation: str, flow: bool, k: int = K) -> PriorNetw
     return network.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def rounded(network: PriorNetwork) -> PriorNetwork:
+    """The prior, changed in place to what the page has of it."""
+    for weight in drawing(network).values():
+        if weight.ndim > 1:
+            steps, whole = whole_numbers(weight)
+            weight.copy_(torch.from_numpy(steps[:, None] * whole))
+    return network
+
+
 def for_page(network: PriorNetwork) -> dict:
     found = packed(network, torch.rand(2, 1, *SHAPE))
     return found | {"bytes": [*zlib.decompress(base64.b64decode(found["content"]))]}
@@ -73,7 +83,7 @@ def matrices(network: PriorNetwork, z: torch.Tensor) -> tuple[torch.Tensor, torc
     return double.basis @ mean[0], factor @ factor.T
 
 
-def test_steps_of_weights_are_small(both):
+def test_steps_of_weights_are_small():
     network = network_of("modulated", "silu", False)
     coarse = drawing(rounded(network_of("modulated", "silu", False)))
     for name, weight in drawing(network).items():
@@ -134,20 +144,15 @@ def test_the_chapters_descent_ends_at_a_minimum(both):
     found = node(
         """
         const problem = { K: flat(given.K), y: Float64Array.from(given.y) }, steps = [];
-        const zero = new Float64Array(prior.k), ones = new Float64Array(prior.n).fill(1);
-        const at = live.decoded(prior, zero);
+        const zero = new Float64Array(prior.k);
         for (const { z, value } of live.descent(prior, problem, given.weight, zero, 3000)) steps.push([value, z]);
-        return { steps, pulled: live.pulled(prior, at, ones) };
+        return steps;
         """,
         **{"prior": prior, "K": kernel.tolist(), "y": y.tolist(), "weight": weight},
     )
-    values = [value for value, _ in found["steps"]]
+    values = [value for value, _ in found]
     assert (np.diff(values) < 0).all()
-    z = torch.zeros(1, K, requires_grad=True)
-    (gradient,) = torch.autograd.grad(network.decode(z).sum(), z)
-    np.testing.assert_allclose(found["pulled"], gradient[0], rtol=1e-3, atol=1e-4)
-
-    z = torch.tensor([found["steps"][-1][1]], requires_grad=True)
+    z = torch.tensor([found[-1][1]], requires_grad=True)
     value = (network.decode(z).flatten() @ kernel.T - y).square().sum() + weight * z.square().sum()
     assert value.item() == pytest.approx(values[-1], rel=1e-4)
     (gradient,) = torch.autograd.grad(value, z)

@@ -1,11 +1,10 @@
 import pytest
 import torch
 from scipy.stats import wasserstein_distance
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from torch.nn.functional import hinge_embedding_loss
 
-from genprior.gaussian import gaussian_log_likelihood
 from pipeline import losses
 
 DRAW = torch.Generator().manual_seed(0)
@@ -16,13 +15,6 @@ def test_kl_is_torchs():
     posterior = Independent(Normal(mean, (0.5 * log_variance).exp()), 1)
     prior = Independent(Normal(torch.zeros(5, 3), torch.ones(5, 3)), 1)
     torch.testing.assert_close(losses.kl_standard_normal(mean, log_variance), kl_divergence(posterior, prior))
-
-
-def test_gaussian_log_likelihood_is_torchs():
-    residual = torch.randn(5, 3, generator=DRAW)
-    variance = torch.rand(5, 3, generator=DRAW) + 0.1
-    expected = MultivariateNormal(torch.zeros(3), torch.diag_embed(variance)).log_prob(residual)
-    torch.testing.assert_close(gaussian_log_likelihood(residual, variance), expected)
 
 
 def test_adversarial_losses_are_cross_entropies():

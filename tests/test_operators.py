@@ -4,7 +4,6 @@ import scipy.ndimage
 import scipy.signal
 import skimage.transform
 import torch
-from torch.nn.functional import avg_pool2d
 
 from examples.operators import PhaselessFourier, Saturation, motion_blur, tomography
 from genprior.images import dct_basis
@@ -21,12 +20,6 @@ from genprior.operators import (
 from pipeline.problems import pose
 
 SHAPE = (8, 12)
-
-
-@pytest.fixture
-def draw():
-    torch.set_default_dtype(torch.float64)
-    return torch.Generator().manual_seed(0)
 
 
 def operators(draw):
@@ -56,7 +49,7 @@ def test_linear_adjoint_and_matrix(draw, which):
     assert operator.A_adjoint(y).shape == x.shape
     left, right = (operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum()
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
-    matrix = as_matrix(operator, shape_of(operator))
+    matrix = as_matrix(operator, shape_of(operator), torch.zeros(1))
     torch.testing.assert_close(x.flatten(1) @ matrix.T, operator.A(x).flatten(1))
     if axes := getattr(operator, "axes", None):
         torch.testing.assert_close(torch.kron(*axes), matrix)
@@ -124,7 +117,6 @@ def test_inpainting_and_downsampling_by_hand(draw):
     torch.testing.assert_close(Inpainting(mask).A(x), x[:, 0, mask])
     blocks = x.reshape(2, 1, 2, 4, 3, 4).mean((3, 5))
     torch.testing.assert_close(Downsampling(4).A(x), blocks)
-    torch.testing.assert_close(avg_pool2d(x, 4), blocks)
 
 
 def test_sensing_entries_have_variance_one_over_m(draw):

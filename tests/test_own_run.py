@@ -5,9 +5,8 @@ import shutil
 import sys
 
 import pytest
-import small_pipeline
 import yaml
-from conftest import copy_checkout, tiny
+from conftest import copy_checkout, runner, tiny
 from PIL import Image
 from test_report import write_run
 
@@ -38,7 +37,7 @@ def test_tests_pass_beside_a_run_of_ones_own(tmp_path, values, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values).replace("1.0e-05", "1e-05"))
     write_run(tmp_path, Params.model_validate(values))
 
-    run = small_pipeline.runner(tmp_path)
+    run = runner(tmp_path)
     run("git", "init", "-q")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "My run")

@@ -146,13 +146,10 @@ WRONG = {  # in the place of seed's 0, or of the whole file
     "yes": "symmetries = 'yes'",
     "1:30": "seed = '1:30'",
     "": "seed = None",
-    "9" * 5000: "not valid YAML",
     "!!python/object/apply:os.system ['true']": "not valid YAML",
-    "*nowhere": "not valid YAML",
     "&self [*self]": "seed = [",
     "0\nseed: 1": "duplicate key",
     "0\n? [1]\n: 2": "(1,) is not a parameter",
-    "[" * 700: "not valid YAML",
 }
 
 

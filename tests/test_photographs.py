@@ -168,19 +168,17 @@ def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
 
 
-def deep_png(file, samples: np.ndarray) -> None:
-    file.write_bytes(imagecodecs.png_encode(samples))
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_png_of_sixteen_bits(tmp_path, channels):
     numbers, levels = quantised(np.stack([TRUTH, TRUTH**2, 1 - TRUTH, ALPHA], -1), "16")
     chosen = {1: [0], 2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
-    deep_png(tmp_path / "deep.png", np.ascontiguousarray(numbers[..., chosen].squeeze()))
+    deep = np.ascontiguousarray(numbers[..., chosen].squeeze())
+    (tmp_path / "deep.png").write_bytes(imagecodecs.png_encode(deep))
     shown = levels[..., 0] if channels < 3 else levels[..., :3] @ np.array(LUMA)
     shown = shown * levels[..., 3] + 1 - levels[..., 3] if channels % 2 == 0 else shown
     np.testing.assert_allclose(read_photograph(tmp_path / "deep.png") / 255, shown, atol=0.51 / 255)
-    deep_png(tmp_path / "detector.png", np.ascontiguousarray(numbers[..., chosen[:1] * (1 + 2 * (channels > 2))]) // 16)
+    deep = np.ascontiguousarray(numbers[..., chosen[:1] * (1 + 2 * (channels > 2))]) // 16
+    (tmp_path / "detector.png").write_bytes(imagecodecs.png_encode(deep))
     np.testing.assert_allclose(read_photograph(tmp_path / "detector.png", 4095) / 255, levels[..., 0], atol=0.6 / 255)
 
 

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, ran
 from test_borders import reached
 
+from pipeline.files import flat
 from pipeline.params import PRIORS, Params
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -105,13 +106,6 @@ def test_params_are_the_blocks_that_the_script_reads(name):
     assert listed - read <= {"seed", "device", "threads", "shards"}
 
 
-def leaves(values: dict, path: str = "") -> list[str]:
-    """Dotted keys of nested metrics."""
-    if not isinstance(values, dict):
-        return [path]
-    return [leaf for key, inner in values.items() for leaf in leaves(inner, f"{path}.{key}")]
-
-
 @pytest.mark.dvc
 def test_whole_pipeline_through_dvc(workspace):
     folder, run = workspace
@@ -119,7 +113,7 @@ def test_whole_pipeline_through_dvc(workspace):
     assert ran(run("dvc", "repro")) == every
     assert ran(run("dvc", "repro")) == set()
 
-    keys = [key for file in (folder / "metrics").glob("*.json") for key in leaves(json.loads(file.read_text()))]
+    keys = [key for file in (folder / "metrics").glob("*.json") for key in flat(json.loads(file.read_text()))]
     assert len(keys) == len(set(keys))
     page = (folder / "data/report/README.md").read_text()
     for picture in (line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")):

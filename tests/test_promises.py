@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from doubles import BASIS, SHAPE, Analytic, N
+from doubles import BASIS, SHAPE, Analytic, Both, N
 from torch.distributions import MultivariateNormal
 
 import genprior
-from examples.operators import Saturation, tomography
+from examples.operators import tomography
 from genprior import energies
 from genprior.files import InputError
 from genprior.networks import PriorNetwork
@@ -20,27 +20,11 @@ from genprior.views import Prior
 MASKS = torch.rand(N, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) < 0.5
 
 
-class Both:
-    """An A and its adjoint, with what else an operator states."""
-
-    def __init__(self, A, A_adjoint=None, **others):
-        self.A = A
-        if A_adjoint is not None:
-            self.A_adjoint = A_adjoint
-        self.__dict__.update(others)
-
-
 class Together:
     """deepinv's TensorList, as far as it is used here."""
 
     def __init__(self, x):
         self.x, self.shape = x, [part.shape for part in x]
-
-
-@pytest.fixture
-def draw():
-    torch.set_default_dtype(torch.float64)
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
@@ -91,18 +75,15 @@ def by_definition(view, matrix, y, sigma, z):
     ("y", "said"),
     [
         (torch.ones(3, 1, *SHAPE, dtype=torch.uint8), "torch.uint8.*divided by 255"),
-        (np.ones((3, 1, *SHAPE), bool), "torch.bool"),
         (torch.ones(0, 1, *SHAPE), r"\(0, 1, 4, 5\); \(N, 1, 4, 5\) would be right"),
         (torch.ones(1, *SHAPE), r"y: \(1, 4, 5\); \(N, 1, 4, 5\) would be right"),
         (torch.ones(3, 1, 4, 6), r"\(3, 1, 4, 5\) would be right"),
         (torch.tensor(1.0), r"y: \(\)"),
         ([torch.ones(3, 1, *SHAPE)] * 2, r"y: \(3, 1, 4, 5\), \(3, 1, 4, 5\)"),
         (torch.full((3, 1, *SHAPE), torch.nan), "not finite"),
-        (np.full((3, 1, *SHAPE), np.inf), "not finite"),
         (torch.ones(3, 1, *SHAPE, dtype=torch.complex64), "complex, and Identity.A is real"),
         ([[1.0, 2.0]], "float"),
         ("y", "str"),
-        (None, "NoneType"),
         (np.array(["a"]), "y: "),
     ],
 )
@@ -157,14 +138,11 @@ def test_what_an_operator_makes_of_nothing_is_taken_off(draw):
     ("operator", "said"),
     [
         (Both(lambda x: x.square(), lambda y: y), "Both has A_adjoint, and its A is not linear"),
-        (Both(lambda x: x.clamp(0, 0.5), lambda y: y), "Both has A_adjoint, and its A is not linear"),
         (Both(lambda x: 2 * x, lambda y: y), r"Both.A_adjoint is not A's: ⟨A x, y⟩ = [\d.]+, and ⟨x, A_adjoint y⟩ = "),
-        (Both(lambda x: x, lambda y: y.flip(3)), "Both.A_adjoint is not A's"),
         (Both(lambda x: x, lambda y: y[:, :, 1:]), "A_adjoint gives 15 numbers; 20 would be right"),
         (Both(lambda x: x, lambda y: 1 / 0), "Both.A_adjoint fails on .*ZeroDivisionError: division by zero"),
         (Both(lambda x: x @ torch.ones(3, 3)), r"Both.A fails on \(1, 1, 4, 5\) of torch.float32: RuntimeError"),
         (Both(lambda x: (x - 2).log()), "not finite"),
-        (Both(lambda x: x, lambda y: y, axes=(torch.eye(4), 2 * torch.eye(5))), "Both.axes"),
         (Both(lambda x: x, lambda y: y, axes=(torch.eye(2), torch.eye(5))), "Both.axes"),
         (Both(lambda x: 2 * x, lambda y: 2 * y, axes=()), "Both.axes"),
         (SimpleNamespace(A_adjoint=1), "SimpleNamespace has no A"),
@@ -271,13 +249,10 @@ def test_of_instruments_the_adjoint_is_checked_too(view):
     "wrong",
     [
         {"starts": 0},
-        {"starts": 1.5},
         {"iterations": 0},
-        {"iterations": True},
         {"pool": -1},
         {"pool": 2, "starts": 3},
         {"halve_every": -1},
-        {"starts": 10**12},
     ],
 )
 def test_plans(wrong):
@@ -384,6 +359,6 @@ def test_what_float64_found_comes_back_as_float32(prior):
         assert all(torch.as_tensor(result).isfinite().all() for result in results)
 
 
-def test_a_search_that_meets_nothing_finite_says_so(prior):
-    found = genprior.restore(prior.range, Saturation(0.0, 1e30), 1e25 * torch.ones(2, 1, *SIDES), 1e-3)
-    assert found.status == ["not finite"] * 2
+def test_a_range_asks_for_noise(prior):
+    with pytest.raises(InputError, match="sigma = 0"):
+        genprior.restore(prior.range, Identity(), torch.ones(2, 1, *SIDES), 0.0)

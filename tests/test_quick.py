@@ -3,9 +3,8 @@
 import sys
 
 import pytest
-import small_pipeline
 import yaml
-from conftest import PARAMS, ROOT
+from conftest import PARAMS, ROOT, runner
 
 from genprior.files import InputError
 from pipeline.files import flat
@@ -68,7 +67,7 @@ def test_it_runs_the_working_tree_and_leaves_a_page_alone(tmp_path):
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    run = small_pipeline.runner(folder)
+    run = runner(folder)
     run("git", "init", "-q", "..")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "Begin")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import PARAMS, ROOT, surroundings, tiny
+from conftest import PARAMS, ROOT, runner, surroundings, tiny
 
 from genprior.files import InputError
 from pipeline import ranks
@@ -22,14 +22,9 @@ from pipeline.ranks import OPTIONS
 
 def run(folder: Path, stage: str, *arguments: str, ranks: int = 1, code: int = 0) -> str:
     """A stage in a folder, by so many ranks; returns what it prints."""
-    environment = surroundings("GENPRIOR") | {"PYTHONPATH": str(ROOT)}
-    environment |= {OPTIONS: f"--nproc-per-node={ranks}"} if ranks > 1 else {}
-    command = [sys.executable, "-m", f"stages.{stage}", *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    options = {OPTIONS: f"--nproc-per-node={ranks}"} if ranks > 1 else {}
+    command = (sys.executable, "-m", f"stages.{stage}", *arguments)
+    return runner(folder)(*command, code=code, PYTHONPATH=str(ROOT), **options)
 
 
 def prepared(folder: Path, extract: bool = True) -> Path:
@@ -82,12 +77,16 @@ def test_ranks_of_every_stage_end_in_the_bytes_of_one_process(tmp_path):
 
 
 @pytest.mark.process
-def test_a_wrong_number_of_ranks_ends_in_one_line(tmp_path):
+def test_what_is_wrong_is_said_once(tmp_path):
     prepared(tmp_path)
     assert run(tmp_path, "train_svae", ranks=5, code=1).splitlines() == [
         "error: params.yaml: shards = 4: fewer than 5 ranks; as many would be right"
     ]
     assert not (tmp_path / "data/models").exists()
+    (tmp_path / "data/patches/test.npy").unlink()
+    said = run(tmp_path, "train_svae", ranks=2, code=1)
+    assert said.startswith("error: data/patches/test.npy: not a readable .npy array: ")
+    assert said.count("\n") == 1
 
 
 def killed(folder: Path, delay: float, victim: int, *stage: str) -> None:
@@ -153,15 +152,6 @@ def test_options_that_torchrun_does_not_know_are_refused_in_one_line(tmp_path, m
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="stages.sample"), raising=False)
     with pytest.raises(InputError, match="torchrun's options would be right"):
         ranks.start(options)
-
-
-@pytest.mark.process
-def test_what_is_wrong_is_said_once(tmp_path):
-    prepared(tmp_path)
-    (tmp_path / "data/patches/test.npy").unlink()
-    said = run(tmp_path, "train_svae", ranks=2, code=1)
-    assert said.startswith("error: data/patches/test.npy: not a readable .npy array: ")
-    assert said.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds no two GPUs")

@@ -23,11 +23,6 @@ DATA = torch.arange(5)
 SPECTRAL = {"loss": "hinge", "spectral_norm": True, "curvature": 1.0}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_torch_as_the_stages_set_it):
-    torch.set_num_threads(1)  # matrices too small to share
-
-
 class Dying(Checkpoint):
     """Written after every third step; the process "dies" in its `last` step, whatever training that is in."""
 

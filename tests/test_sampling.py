@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from doubles import BASIS, SHAPE, Analytic, N, best, find, plain_energy, scaled_energy
+from doubles import BASIS, SHAPE, Analytic, N, best, curved_moments, find, plain_energy, scaled_energy
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t
 
@@ -41,12 +41,6 @@ from stages import train_svae
 K = 3
 
 
-@pytest.fixture
-def draw():
-    torch.set_default_dtype(torch.float64)
-    return torch.Generator().manual_seed(0)
-
-
 class Linear:
     """G(z) = c + W z in DCT coefficients, constant variances v: probabilistic PCA, where everything has a formula."""
 
@@ -56,9 +50,6 @@ class Linear:
 
     def moments(self, z):
         return self.mean + z @ self.weight.T, self.variance.expand(len(z), N)
-
-    def decode(self, z):
-        return (self.moments(z)[0] @ BASIS.T).reshape(-1, 1, *SHAPE)
 
     def closed_form(self, matrix, y, sigma):
         """Mean and covariance of z and of x given y, log p(y), by conditioning the joint Gaussian of (z, x, y)."""
@@ -321,12 +312,6 @@ def test_annealing_keeps_what_only_the_search_has_found(draw):
     assert (error > 0.3).all()  # that they differ shows
 
 
-def small_decoder(draw, k=4):
-    inner, outer = torch.randn(16, k, generator=draw), torch.randn(N, 16, generator=draw) / 3
-    spread = torch.randn(N, k, generator=draw)
-    return lambda z: (torch.tanh(z @ inner.T) @ outer.T, 0.05 * torch.exp(torch.tanh(z @ spread.T)))
-
-
 def simulate(draw, view, operator, sigma, problems):
     """Truths from the prior, measured: codes (N, k), images (N, n), the energy of each."""
     truth = torch.randn(problems, view.latent_size, generator=draw).to(view.basis.device)
@@ -376,7 +361,7 @@ def calibrate(draw, view, operator, sigma, problems, minimum_effective=0.5, samp
 )
 def test_calibration_by_simulation(draw, forced, problems, samples, thin):
     operator, minimum_effective = gaussian_sensing(SHAPE, 8, draw), 2.0 if forced == ANNEALED else 0.0
-    view = Analytic(small_decoder(draw))
+    view = Analytic(curved_moments(draw, 4, 0.05))
     view.latent_size = 4
     ranks, drawn, x = calibrate(draw, view, operator, 0.1, problems, minimum_effective, samples, thin)
     assert_uniform(ranks, samples)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_pipeline
 import yaml
-from conftest import ROOT, ran, tiny
+from conftest import ROOT, ran, runner, tiny
 from dvc.repo import Repo
 from PIL import Image
 
@@ -75,7 +75,7 @@ def test_dvc_sees_photographs_and_not_what_desktops_leave(tmp_path, monkeypatch)
 def test_what_one_side_pushed_the_other_need_not_run(tmp_path):
     """docs/sharing.md on a small pipeline, with a folder for a remote."""
     folder, clone = tmp_path / "here", tmp_path / "there"
-    run, there = small_pipeline.begin(folder), small_pipeline.runner(clone)
+    run, there = small_pipeline.begin(folder), runner(clone)
     run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
     run("git", "commit", "-qam", "Name a remote")
     run("dvc", "push", "-q")

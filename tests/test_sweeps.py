@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import small_pipeline
-from conftest import ROOT
+from conftest import ROOT, runner
 from PIL import Image
 from test_pipeline import STAGES
 
@@ -27,7 +27,7 @@ def test_waiting_for_the_queue_ends_with_its_last_worker(tmp_path):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "states").write_text("\n".join(f"Worker status: {state}" for state in states))
-    small_pipeline.runner(tmp_path)("bash", "-c", f"PATH=.:$PATH; {LOOP}")
+    runner(tmp_path)("bash", "-c", f"PATH=.:$PATH; {LOOP}")
     assert (tmp_path / "states").read_text() == "Worker status: "
 
 
@@ -121,10 +121,10 @@ def test_tools_in_a_folder_of_a_larger_repository_and_in_its_worktree(tmp_path, 
     folder = tmp_path / "tree/course work/project"
     small_pipeline.begin(tmp_path / "larger/course work/project")
     shutil.rmtree(tmp_path / "larger/course work/project/.git")
-    larger = small_pipeline.runner(tmp_path / "larger")
+    larger = runner(tmp_path / "larger")
     for words in ("init -q -b main", "add -A", "commit -qm Begin", "worktree add -q -b topic ../tree"):
         larger("git", *words.split())
-    run = small_pipeline.runner(folder)
+    run = runner(folder)
     run("dvc", "exp", "run", "-q", "-n", "one", "-S", "seed=1")
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["seed_table", "--metrics", "join.noisy"])
@@ -211,7 +211,7 @@ def test_two_machines_share_a_sweep(tmp_path):
     first("git", "push", "-q", "origin", "main")
     first("dvc", "push", "-q")
     first("git", "clone", "-q", str(tmp_path / "origin"), str(tmp_path / "second"))
-    second = small_pipeline.runner(tmp_path / "second")
+    second = runner(tmp_path / "second")
     for machine, name, value in ((first, "two", 2), (second, "three", 3)):
         machine("dvc", "exp", "run", "-q", "-S", f"left.value={value}", "-n", name)
         machine("dvc", "exp", "push", "-q", "origin", name)

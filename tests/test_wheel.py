@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import small_pipeline
 import torch
-from conftest import ROOT
+from conftest import ROOT, runner
 from PIL import Image
 
 from genprior.networks import PriorNetwork, save_network
@@ -19,7 +19,7 @@ NOT_IN_THE_LIBRARY = set("dvc jinja2 matplotlib pandas pydantic ruamel skimage s
 
 
 def call(*words: object, cwd: Path, code: int = 0, **environment: str) -> str:
-    return small_pipeline.runner(cwd)(*map(str, words), code=code, **environment)
+    return runner(cwd)(*map(str, words), code=code, **environment)
 
 
 @pytest.fixture(scope="module")

@@ -19,23 +19,6 @@ def test_prdc_is_the_published_packages(shift, capsys):
     assert found == pytest.approx(reference.compute_prdc(real, fake, nearest_k=5))
 
 
-def test_squared_mmd_by_its_definition():
-    draw = np.random.default_rng(0)
-    real, fake = draw.normal(size=(20, 3)), draw.normal(size=(15, 3)) + 1
-    distances = [np.linalg.norm(a - b) for i, a in enumerate(real) for b in real[:i]]
-    width = np.sort(distances)[(len(distances) - 1) // 2]  # torch's median is the lower one
-
-    def kernel(a, b):
-        return np.exp(-np.sum((a - b) ** 2) / (2 * width**2))
-
-    expected = (
-        sum(kernel(a, b) for i, a in enumerate(real) for j, b in enumerate(real) if i != j) / (20 * 19)
-        + sum(kernel(a, b) for i, a in enumerate(fake) for j, b in enumerate(fake) if i != j) / (15 * 14)
-        - 2 * sum(kernel(a, b) for a in real for b in fake) / (20 * 15)
-    )
-    assert squared_mmd(torch.from_numpy(real), torch.from_numpy(fake)) == pytest.approx(expected)
-
-
 def test_permutation_p_value_is_uniform_without_a_difference_and_small_with_one():
     draw = torch.Generator().manual_seed(0)
     found = [mmd_p_value(*torch.randn(2, 40, 3, generator=draw), 99, draw) for _ in range(150)]
@@ -92,7 +75,7 @@ def test_two_sets_of_real_patches_are_disjoint_and_measured_whole(patches):
 
 
 def test_permutation_test_counts_splits_of_larger_squared_mmd():
-    """Against `squared_mmd`'s definition on the same splits, drawn by the same generator."""
+    """Against its definition on the same splits, drawn by the same generator; and on sets of 15 and 10."""
     real, fake = torch.randn(2, 15, 3, generator=torch.Generator().manual_seed(3))
     found = mmd_p_value(real, fake, 19, torch.Generator().manual_seed(1))
     both, draw = torch.cat([real, fake]).double(), torch.Generator().manual_seed(1)
@@ -100,12 +83,14 @@ def test_permutation_test_counts_splits_of_larger_squared_mmd():
     width = torch.cdist(real.double(), real.double())[tuple(torch.triu_indices(15, 15, 1))].median()
     kernel = torch.exp(-distance.square() / (2 * width**2))
 
-    def statistic(first):
-        second = [i for i in range(30) if i not in first]
+    def statistic(first, count=30):
+        second = [i for i in range(count) if i not in first]
         pairs = lambda a, b: sum(kernel[i, j].item() for i in a for j in b if i != j)  # noqa: E731
-        return (pairs(first, first) + pairs(second, second)) / (15 * 14) - 2 * pairs(first, second) / 15**2
+        own = sum(pairs(part, part) / (len(part) * (len(part) - 1)) for part in (first, second))
+        return own - 2 * pairs(first, second) / (len(first) * len(second))
 
     own = statistic(list(range(15)))
     assert own == pytest.approx(squared_mmd(real, fake))
+    assert statistic(list(range(15)), 25) == pytest.approx(squared_mmd(real, fake[:10]))
     others = [statistic(torch.randperm(30, generator=draw)[:15].tolist()) for _ in range(19)]
     assert found == pytest.approx((1 + sum(other >= own - 1e-12 for other in others)) / 20)

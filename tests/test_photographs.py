@@ -28,7 +28,7 @@ AXES = {
     "colour": COLOURS,
     "packing": PACKINGS,
     "separate": (False, True),
-    "orientation": range(1, 9),
+    "orientation": (1, 2, 7),  # the others too in test_exif_orientation_is_honoured
     "white_is_zero": (False, True),
     "tiled": (False, True),
     "writer": ("tifffile", "pillow"),
@@ -142,30 +142,17 @@ def test_the_tags_of_a_tiff_say_what_its_numbers_mean(tmp_path, caplog, depth, c
     assert "wrong" not in counts, [values for values in found if found[values] == "wrong"]
     deep_and_white_is_zero = [values for values in found if values[others.index("white_is_zero")] and depth != "8"]
     assert {values for values in found if found[values] == "refused"} <= {*deep_and_white_is_zero}
-    assert counts["right"] >= 24 or (colour == "palette" and depth != "8"), counts
+    assert counts["right"] >= 9 or (colour == "palette" and depth != "8"), counts
     assert not caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "F", "1"])
-def test_every_mode_gives_the_same_grey(tmp_path, mode, suffix):
-    expected = GREY
-    if mode == "I;16":
-        picture = Image.fromarray(GREY.astype(np.uint16) * 257)
-    elif mode == "F":
-        picture = Image.fromarray((GREY / 255).astype(np.float32))
-    elif mode == "1":
-        picture = Image.fromarray(GREY > 99)
-        expected = np.where(GREY > 99, 255, 0)
-    else:
-        picture = Image.fromarray(GREY).convert("RGB" if mode in ("CMYK", "RGBA") else "L").convert(mode)
-    if suffix == ".png" and mode in ("CMYK", "F"):
-        pytest.skip("PNG has no such mode")
-    file = tmp_path / f"picture{suffix}"
-    picture.save(file)
-    found = read_photograph(file)
-    assert found.dtype == np.uint8
-    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+@pytest.mark.parametrize("name", ["1.png", "1.tif", "LA.png", "LA.tif", "CMYK.tif"])
+def test_other_modes_give_the_same_grey(tmp_path, name):
+    mode, expected = name.partition(".")[0], GREY if name > "2" else np.where(GREY > 99, 255, 0)
+    Image.fromarray(expected.astype(np.uint8)).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(
+        tmp_path / name
+    )
+    np.testing.assert_allclose(read_photograph(tmp_path / name).astype(int), expected, atol=1)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

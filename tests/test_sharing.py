@@ -7,9 +7,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-import small_pipeline
 import yaml
-from conftest import ROOT, ran, runner, tiny
+from conftest import ROOT, tiny
 from dvc.repo import Repo
 from PIL import Image
 
@@ -69,21 +68,3 @@ def test_dvc_sees_photographs_and_not_what_desktops_leave(tmp_path, monkeypatch)
         seen[picture.name] = bool(repo.status())
         picture.write_bytes(b"1")
     assert seen == {"a.png": True, "b.png": True, "target.png": True, "d.png": False}
-
-
-@pytest.mark.dvc
-def test_what_one_side_pushed_the_other_need_not_run(tmp_path):
-    """docs/sharing.md on a small pipeline, with a folder for a remote."""
-    folder, clone = tmp_path / "here", tmp_path / "there"
-    run, there = small_pipeline.begin(folder), runner(clone)
-    run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "remote"))
-    run("git", "commit", "-qam", "Name a remote")
-    run("dvc", "push", "-q")
-    run("git", "clone", "-q", ".", str(clone))
-    assert not (clone / "data").exists()
-    there("dvc", "pull", "-q", "left")
-    assert (clone / "data/left.txt").read_bytes() == (folder / "data/left.txt").read_bytes()
-    assert not (clone / "data/right.txt").exists()
-    there("dvc", "pull", "-q")
-    assert ran(there("dvc", "repro")) == set()
-    assert there("git", "status", "--porcelain") == ""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import small_pipeline
-from conftest import ROOT, runner
+from conftest import ROOT, ran, runner
 from PIL import Image
 from test_pipeline import STAGES
 
@@ -201,8 +201,9 @@ def test_table_refuses_what_it_can_not_compare(capsys, monkeypatch):
         seed_table.seed_table({"b": ({"seed": 0}, {"m": 1.0}), "a": ({"seed": 0}, {"m": 2.0})})
 
 
-def test_two_machines_share_a_sweep(tmp_path):
-    """As docs/scale.md has it: two clones, a Git remote, and a directory for the arrays."""
+@pytest.mark.dvc
+def test_two_machines_share_results_and_a_sweep(tmp_path):
+    """As docs/sharing.md and docs/scale.md have it: two clones, a Git remote, and a directory for the arrays."""
     first = small_pipeline.begin(tmp_path / "first")
     first("git", "clone", "-q", "--bare", ".", str(tmp_path / "origin"))
     first("git", "remote", "add", "origin", str(tmp_path / "origin"))
@@ -212,6 +213,13 @@ def test_two_machines_share_a_sweep(tmp_path):
     first("dvc", "push", "-q")
     first("git", "clone", "-q", str(tmp_path / "origin"), str(tmp_path / "second"))
     second = runner(tmp_path / "second")
+    assert not (tmp_path / "second/data").exists()
+    second("dvc", "pull", "-q", "left")
+    assert (tmp_path / "second/data/left.txt").read_bytes() == (tmp_path / "first/data/left.txt").read_bytes()
+    assert not (tmp_path / "second/data/right.txt").exists()
+    second("dvc", "pull", "-q")
+    assert ran(second("dvc", "repro")) == set()
+    assert second("git", "status", "--porcelain") == ""
     for machine, name, value in ((first, "two", 2), (second, "three", 3)):
         machine("dvc", "exp", "run", "-q", "-S", f"left.value={value}", "-n", name)
         machine("dvc", "exp", "push", "-q", "origin", name)

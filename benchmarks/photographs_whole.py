@@ -44,7 +44,7 @@ from pipeline.run import run, set_up
 from stages import restore, train_svae
 
 WIDE = ("noise", "inpaint")  # problems for which the structured VAE has 16 × 16 pixels
-# and with what the problems begin that they know
+# each with what the names of the problems that it knows begin with
 METHODS = {"mixture": "", "svae": "", "tv": "", "nlm": "noise", "bm3d": "noise", "dncnn": "noise_25"}
 NOISE = ("noise_15", "noise_25", "noise_50")
 PROBLEMS = (*NOISE, "blur_1", "blur_5", "double", "inpaint_80")

@@ -351,7 +351,7 @@ class Scaled:
         return covariance
 
     def _white(self, y: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-        """L⁻¹ (y - K G(z)) for the columns of y, (P or 1, m, N) -> (P, m, N), and log det S (P,)."""
+        """L⁻¹ (y - K G(z)) for the columns of y, (P, m, 1) or (m, N) -> (P, m, N), and log det S (P,)."""
         predicted, jacobian = self.observation.linearised(moments[0], pixels=True)
         factor = cholesky(self._covariance(jacobian, *moments[1:]))
         white = torch.linalg.solve_triangular(factor, y - predicted.unsqueeze(2), upper=False)

@@ -13,8 +13,8 @@ TOGETHER = 2**15  # patches of a strip, at most
 class Strip:
     """Some rows of a grid's patches: P of one photograph (.., H, W), which is continued by mirrors beyond its borders.
 
-    rows, columns: which pixel of the photograph lies in each row and column that the patches cover; weights (P, 1): the
-    share of each patch within the photograph, over how many patches hold a pixel, on average.
+    rows, columns: which pixel of the photograph lies in each row and column that the patches cover; weights (P, 1):
+    what share of each patch lies within the photograph, over how many patches hold a pixel, on average.
     """
 
     rows: Tensor

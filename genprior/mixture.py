@@ -30,7 +30,7 @@ class GaussianMixture:
     mean: np.ndarray
     covariance: np.ndarray
     shape: tuple[int, int] | None = None
-    device = torch.device("cpu")  # where it computes
+    device = torch.device("cpu")  # where its numbers are, as views have it
 
     def shrunk(self, share: float) -> "GaussianMixture":
         """Every covariance moved towards their weighted mean by `share` in [0, 1]."""
@@ -147,7 +147,7 @@ def save_mixture(mixture: GaussianMixture, path: str | Path) -> None:
 
 
 def load_mixture(path: str | Path) -> GaussianMixture | None:
-    """A mixture from its file; None where the file is of another kind; InputError where it is damaged."""
+    """A mixture from its file; None where the file is of another kind or none; InputError where it is damaged."""
     try:
         with safe_open(path, framework="np") as file:
             about = (file.metadata() or {}).get("mixture")

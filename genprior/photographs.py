@@ -231,13 +231,13 @@ def _numbers(path: Path, colour: bool) -> tuple[np.ndarray, float]:
                 raise InputError(f"{path}: a TIFF that does not tell what its channels are; grey or RGB would be right")
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image.size[::-1], path)
+            if image.format in ("PNG", "GIF", "WEBP", "AVIF") and getattr(image, "is_animated", False):
+                _say(f"{path}: holds several pictures; the first is taken")
             if image.format == "PNG" and head[24] == 16:
                 import imagecodecs
 
                 numbers = imagecodecs.png_decode(path.read_bytes()).reshape(*image.size[::-1], -1)
                 return _upright(numbers, image.getexif().get(274, 1)), 65535
-            if image.format != "TIFF" and (count := getattr(image, "n_frames", 1)) > 1:
-                _say(f"{path}: holds {count} pictures; the first is taken")
             image.seek(number)
             told = image.tile[0].args if image.tile else ""  # how Pillow's decoder calls the numbers, and of PPM white
             kind, *white = told if isinstance(told, tuple) else (told,)

@@ -93,10 +93,10 @@ class Restored:
 class Posterior:
     """Equally weighted samples of codes and images given measurements, and what is known of them.
 
-    codes: (N, S, k), in the precision of the problem; log_evidence: log p(y) in nats, (N,), and its standard error,
-    which knows nothing of modes that no sample found; effective: the effective size of the weighed draws as a share of
-    the samples, at most 1, (N,); status: where each problem's samples come from, "importance sampling" or "annealed
-    SMC"; like: a code of the view, of whose kind and precision all is.
+    codes: (N, S, k), in the precision of the problem, which may be float64; log_evidence: log p(y) in nats, (N,), and
+    its standard error, which knows nothing of modes that no sample found; effective: the effective size of the weighed
+    draws as a share of the samples, at most 1, (N,); status: where each problem's samples come from, "importance
+    sampling" or "annealed SMC"; like: a code of the view, of whose kind and precision all else is.
     """
 
     codes: Tensor

@@ -10,7 +10,8 @@ patch a copy z_i, as far from P_i x as noise of a level τ. Patches are then den
 
     z_i = denoised(P_i x, τ),   (AᵀA / σ² + I / τ²) x = Aᵀy / σ² + (mean of the z_i over each pixel) / τ²,
 
-while τ falls. Of a mixture where A = I, the last x is the mean of the z_i alone. Zoran & Weiss 2011, section 4.
+while τ falls. The mean is the plain one, which differs from one with the w_i at the borders alone. Of a mixture where
+A = I, the last x is the mean of the z_i alone. Zoran & Weiss 2011, section 4.
 
 At one code for each patch, log p is a Gaussian's, N(μ_i, Σ_i), and so is the posterior of the whole photograph:
 

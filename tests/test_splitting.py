@@ -1,6 +1,7 @@
 """Whole photographs: the splitting against closed forms and loops, mixtures against `condition`."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -76,6 +77,17 @@ def test_denoised_is_the_mean_over_all_patches_of_the_mirrored_photograph(draw, 
     restored = mean + ((patches @ x.double().numpy().ravel()).reshape(-1, 24) - mean) @ gain
     found = ByPatches(one, pixels, 0, Identity(), 0.1)(x, 0.1)
     np.testing.assert_allclose(found.numpy().ravel(), patches.T @ restored.ravel() / patches.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (3, 4)])  # the second smaller than a patch
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_weights_count_each_pixel_once(size, stride):
+    """On the mean over all places where a grid begins, its mirror images counted."""
+    total = torch.zeros(1, 1, *size)
+    for offset in product(range(stride), range(stride)):
+        for strip in grids.strips(total, SHAPE, stride, list(offset)):
+            strip.add(strip.weights.expand(-1, 24)[None], total)
+    torch.testing.assert_close(total / stride**2, torch.ones_like(total))
 
 
 def test_strips_do_not_show(draw, mixture, monkeypatch):

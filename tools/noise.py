@@ -29,7 +29,7 @@ def noise_table(one: pd.DataFrame, other: pd.DataFrame) -> str:
     """A line for each measure of the registry that both have: how many numbers, their differences, those beyond."""
     both = one.merge(other, on=COLUMNS[:-1], suffixes=("", "_other"))
     if both.empty:
-        raise InputError("METRICS: the two folders have no number in common; two of metrics/ would be right")
+        raise InputError("METRICS: no number in common; two folders like metrics/, and a method of both, are right")
     both["size"] = both[["value", "value_other"]].abs().max(axis=1)
     both["far"] = (both.value - both.value_other).abs()
     both["known"] = [known.key if (known := measure_of(name)) else None for name in both.measure]

@@ -27,11 +27,13 @@ Codes are in doubt too, above all of what y does not show. Gibbs sampling draws 
 
     z_i ~ q(z | P_i x),   x ~ N(x̂, Λ⁻¹) at these codes,
 
-q the variational encoder. Where A = I, codes stay at those of y, since q knows no patches with the noise of samples.
+q the variational encoder, all w_i = 1 / c, c patches to a pixel. Where A = I, codes stay at those of y, since q knows
+no patches with the noise of samples.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
 import numpy as np
@@ -321,7 +323,9 @@ class ByPatches:
     def redrawn(self, y: Tensor, x: Tensor, generator: torch.Generator) -> PhotographPosterior:
         """The same at codes drawn of q(z | P_i x), on a grid drawn anew."""
         code = partial(denoising.drawn_codes, self.prior, generator=generator)
-        grid = self.grid(x, generator)
+        # With less weight at the borders, codes and photograph would drive each other apart there.
+        even = x.new_tensor(self.stride**2 / math.prod(self.shape))
+        grid = (replace(strip, weights=even) for strip in self.grid(x, generator))
         return self._given(y, x, ((strip, denoising.gaussians(self.prior, code(self.cut(strip, x)))) for strip in grid))
 
     def _given(self, y: Tensor, x: Tensor, laws: Iterator[tuple[Strip, tuple]]) -> PhotographPosterior:
